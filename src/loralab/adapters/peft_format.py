@@ -1,0 +1,111 @@
+"""PEFT's file format, both ways: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+Tensor keys are ``base_model.model.`` + module path + ``.lora_A.weight`` and the like; no adapter name.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from loralab.core.adapter import Adapter
+from loralab.core.config import LoraConfig
+from loralab.errors import AdapterError
+from loralab.files import write_file, write_text
+
+__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "read_adapter", "read_config", "write_adapter"]
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLE_FILE = "adapter_model.bin"
+_PREFIX = "base_model.model."
+
+
+def read_adapter(folder: str | Path, *, allow_pickle: bool = False) -> Adapter:
+    """Return the adapter in `folder`, its tensors on the CPU in the dtype of the file.
+
+    Raises:
+        AdapterError: a file is missing, truncated or malformed, or only a pickle is there and `allow_pickle`
+            is False: loading a pickle can run any program that its author put into it.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    weights, pickled = folder / WEIGHTS_FILE, folder / PICKLE_FILE
+    if weights.is_file():
+        tensors = _read_safetensors(weights)
+    elif pickled.is_file() and allow_pickle:
+        tensors = torch.load(pickled, map_location="cpu", weights_only=True)
+    elif pickled.is_file():
+        raise AdapterError(
+            f"{pickled}: a pickle file, which can run any program when loaded. If you trust its author, "
+            "ask for it by name: --allow-pickle, or allow_pickle=True."
+        )
+    else:
+        raise AdapterError(f"{folder}: no {WEIGHTS_FILE} beside {CONFIG_FILE}; is the copy complete?")
+    if not tensors:
+        raise AdapterError(f"{folder}: the adapter holds no tensors.")
+    return Adapter(config, _own_keys(tensors))
+
+
+def read_config(folder: Path) -> LoraConfig:
+    """Return the config of the adapter in `folder`.
+
+    Raises:
+        AdapterError: the file is missing, is no JSON object, or asks for what loralab does not know.
+    """
+    path = folder / CONFIG_FILE
+    if not folder.is_dir():
+        raise AdapterError(f"{folder}: no such folder; expected an adapter folder with {CONFIG_FILE} in it.")
+    if not path.is_file():
+        raise AdapterError(f"{folder}: no {CONFIG_FILE} there; is it an adapter folder?")
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf8"))
+    except json.JSONDecodeError as error:
+        raise AdapterError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from None
+    except UnicodeDecodeError:
+        raise AdapterError(f"{path}: not UTF-8 text.") from None
+    if not isinstance(values, dict) or "peft_type" not in values:
+        raise AdapterError(f"{path}: expected a JSON object with 'peft_type': 'LORA'.")
+    return LoraConfig.from_dict(values, where=str(path))
+
+
+def write_adapter(adapter: Adapter, folder: str | Path) -> None:
+    """Write an adapter as PEFT would; the same adapter always gives the same bytes.
+
+    Other files in `folder` stay. Each of the two files is written whole or not at all, the config last.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    tensors = {
+        f"{_PREFIX}{key}": adapter.tensors[key].detach().cpu().contiguous() for key in sorted(adapter.tensors)
+    }
+    tensors = {key: t.clone() if _is_view(t) else t for key, t in tensors.items()}
+    write_file(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    write_text(folder / CONFIG_FILE, adapter.config.to_json())
+
+
+def _is_view(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() != tensor.nbytes
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise AdapterError(
+            f"{path}: not a complete safetensors file ({error}). It may be truncated; copy or train it again."
+        ) from None
+
+
+def _own_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Strip the prefix, and the adapter's name where an old or hand-made file carries one."""
+    named = re.compile(r"\.(lora_(?:A|B|embedding_A|embedding_B))\.(?!weight$|bias$)[^.]+(\.weight|\.bias|)$")
+    return {named.sub(r".\1\2", key.removeprefix(_PREFIX)): tensor for key, tensor in tensors.items()}

@@ -1,0 +1,1 @@
+"""The mathematics of low-rank adapters. Needs torch and nothing else."""

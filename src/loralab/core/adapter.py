@@ -1,0 +1,89 @@
+"""`Adapter`: a config and its tensors, with no model attached. The noun that travels.
+
+Shape key: I in, O out, R rank.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from loralab.core.config import LoraConfig
+
+__all__ = ["Adapter", "Factors"]
+
+_FACTORS = {
+    ".lora_A.weight": "a",
+    ".lora_B.weight": "b",
+    ".lora_embedding_A": "a",
+    ".lora_embedding_B": "b",
+}
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The factors of one module as matrices: its delta is scaling * b_OR @ a_RI.
+
+    A convolution's kernel is flattened into I.
+    """
+
+    a_RI: Tensor
+    b_OR: Tensor
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        """The number of rows of A."""
+        return self.a_RI.shape[0]
+
+    def product(self) -> Tensor:
+        """Return the delta, scaling * B A, shape [O, I], in fp32 or wider."""
+        dtype = torch.promote_types(self.a_RI.dtype, torch.float32)
+        return (self.b_OR.to(dtype) @ self.a_RI.to(dtype)) * self.scaling
+
+    def norm(self) -> float:
+        """Return the Frobenius norm of the delta, without building it: |B A|^2 = <B^T B, A A^T>."""
+        a, b = self.a_RI.double(), self.b_OR.double()
+        squared = ((b.t() @ b) * (a @ a.t())).sum().clamp_min(0)
+        return float(squared.sqrt()) * abs(self.scaling)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A config and the tensors of one adapter.
+
+    `tensors` has the keys of a PEFT file without their leading ``base_model.model.``: a module path, then
+    ``.lora_A.weight`` and so on.
+    """
+
+    config: LoraConfig
+    tensors: Mapping[str, Tensor]
+
+    def modules(self) -> dict[str, Factors]:
+        """Return the factors of every adapted module, by its path."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in self.tensors.items():
+            for ending, side in _FACTORS.items():
+                if key.endswith(ending):
+                    found.setdefault(key.removesuffix(ending), {})[side] = tensor.flatten(1)
+        return {
+            path: Factors(sides["a"], sides["b"], self.config.scaling_of(path))
+            for path, sides in found.items()
+            if len(sides) == 2
+        }
+
+    @property
+    def parameters(self) -> int:
+        """The number of numbers in all tensors."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    def digest(self) -> str:
+        """Return the sha256 of the config and the tensors: two adapters of one digest compute the same."""
+        sha = hashlib.sha256(self.config.to_json().encode())
+        for key in sorted(self.tensors):
+            tensor = self.tensors[key].detach().cpu().contiguous()
+            sha.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            sha.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        return sha.hexdigest()

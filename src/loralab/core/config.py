@@ -1,0 +1,228 @@
+"""`LoraConfig`: what an adapter is made of, one to one with PEFT's ``adapter_config.json``."""
+
+import dataclasses
+import enum
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from loralab.errors import AdapterError, ConfigError, did_you_mean
+
+__all__ = ["FORMAT_VERSION", "LoraConfig", "TaskType"]
+
+FORMAT_VERSION = "0.21.2"
+"""The PEFT release whose file format and field names loralab follows."""
+
+_OFF: dict[str, tuple[Any, ...]] = {
+    "ensure_weight_tying": (False,),
+    "use_dora": (False,),
+    "lora_bias": (False,),
+    "layer_replication": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "target_parameters": (None, []),
+    "loftq_config": ({}, None),
+    "eva_config": (None,),
+    "corda_config": (None,),
+    "lora_ga_config": (None,),
+    "alora_invocation_tokens": (None,),
+    "arrow_config": (None,),
+    "use_bdlora": (None, False),
+    "velora_config": (None,),
+    "monteclora_config": (None,),
+    "kasa_config": (None,),
+    "use_qalora": (False,),
+    "megatron_config": (None,),
+}
+"""PEFT fields that loralab does not implement, with the values that leave them off."""
+
+_EMPTY: tuple[Any, ...] = (None, False, [], {}, "")
+
+
+class TaskType(str, enum.Enum):
+    """What the adapted model is for, in PEFT's words."""
+
+    SEQ_CLS = "SEQ_CLS"
+    SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
+    CAUSAL_LM = "CAUSAL_LM"
+    TOKEN_CLS = "TOKEN_CLS"
+    QUESTION_ANS = "QUESTION_ANS"
+    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+
+
+@dataclass
+class LoraConfig:
+    """The settings of one adapter. Names, defaults and meaning are PEFT's.
+
+    A field that loralab does not implement is accepted with its "off" value and refused by name with any
+    other. All faults are reported at once.
+
+    Raises:
+        ConfigError: a value is out of range, of the wrong kind, or asks for something not implemented.
+    """
+
+    task_type: TaskType | str | None = None
+    """What the model is for ("CAUSAL_LM", "SEQ_CLS", ...); stored for the tools that read the file."""
+    peft_type: str = "LORA"
+    auto_mapping: dict[str, Any] | None = None
+    peft_version: str | None = FORMAT_VERSION
+    base_model_name_or_path: str | None = None
+    """The base that the adapter was trained on, as the user named it."""
+    revision: str | None = None
+    inference_mode: bool = False
+    """True freezes the adapter as it is attached."""
+
+    r: int = 8
+    """Rank: each adapted [O, I] weight gets r * (O + I) trainable numbers."""
+    target_modules: list[str] | set[str] | str | None = None
+    """Module names or suffixes, one regex, "all-linear", "attention" or "feed-forward"."""
+    exclude_modules: list[str] | set[str] | str | None = None
+    """Modules to leave alone although they are targeted: names or suffixes, or one regex."""
+    lora_alpha: float = 8
+    """Numerator of the scale: alpha / r, or alpha / sqrt(r) with `use_rslora`."""
+    lora_dropout: float = 0.0
+    """Probability with which an input number of the adapter is zeroed in training."""
+    fan_in_fan_out: bool = False
+    """Kept for PEFT's files; which way a weight lies is read off the layer itself."""
+    bias: str = "none"
+    """Which of the base's biases are trained too: "none", "all" or "lora_only"."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r) (Kalajdzievski 2023, arXiv 2312.03732)."""
+    modules_to_save: list[str] | None = None
+    """Modules that are copied and trained in full beside the adapter."""
+    init_lora_weights: bool | str = True
+    """True: A Kaiming-uniform, B zero; "gaussian": A normal with deviation 1/r; False: both random."""
+    layers_to_transform: list[int] | int | None = None
+    """Adapt these layers only, counted from 0."""
+    layers_pattern: list[str] | str | None = None
+    """The name of the list that `layers_to_transform` counts in, where the model has several."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Other ranks by module: regex of the end of the name -> r. The first match wins."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """Other alphas by module: regex of the end of the name -> lora_alpha. The first match wins."""
+
+    ensure_weight_tying: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+    layer_replication: list[tuple[int, int]] | None = None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    target_parameters: list[str] | None = None
+    loftq_config: dict[str, Any] | None = field(default_factory=dict)
+    eva_config: dict[str, Any] | None = None
+    corda_config: dict[str, Any] | None = None
+    lora_ga_config: dict[str, Any] | None = None
+    alora_invocation_tokens: list[int] | None = None
+    arrow_config: dict[str, Any] | None = None
+    use_bdlora: Any = None
+    velora_config: dict[str, Any] | None = None
+    monteclora_config: dict[str, Any] | None = None
+    kasa_config: dict[str, Any] | None = None
+    use_qalora: bool = False
+    qalora_group_size: int = 16
+    megatron_config: dict[str, Any] | None = None
+    megatron_core: str | None = "megatron.core"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.task_type, TaskType):
+            self.task_type = self.task_type.value
+        if isinstance(self.target_modules, list | tuple):
+            self.target_modules = set(self.target_modules)
+        if isinstance(self.exclude_modules, list | tuple):
+            self.exclude_modules = set(self.exclude_modules)
+        faults = _faults(self)
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+    def rank_of(self, path: str) -> int:
+        """Return the rank for the module at `path`."""
+        return int(_first_match(self.rank_pattern, path, self.r))
+
+    def alpha_of(self, path: str) -> float:
+        """Return lora_alpha for the module at `path`."""
+        return _first_match(self.alpha_pattern, path, self.lora_alpha)
+
+    def scaling_of(self, path: str) -> float:
+        """Return the factor of BA for the module at `path`: alpha / r, or alpha / sqrt(r) (rsLoRA)."""
+        return self.scaling(self.alpha_of(path), self.rank_of(path))
+
+    def scaling(self, alpha: float, rank: int) -> float:
+        """Return alpha / rank, or alpha / sqrt(rank) with `use_rslora`."""
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, lists in a fixed order, ready for ``adapter_config.json``."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: sorted(v) if isinstance(v, set) else v for name, v in values.items()}
+
+    def to_json(self) -> str:
+        """Return the text of ``adapter_config.json``; the same config always gives the same bytes."""
+        values = self.to_dict() | {"inference_mode": True}
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "adapter config") -> "LoraConfig":
+        """Return the config that the JSON object `values` describes.
+
+        Keys that loralab does not know are passed over while their value says "off" (null, false, empty).
+
+        Raises:
+            AdapterError: not a LoRA config, or an unknown key that is switched on.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        kind = values.get("peft_type", "LORA")
+        if kind != "LORA":
+            raise AdapterError(f"{where}: peft_type is {kind!r}; loralab reads 'LORA' adapters only.")
+        unknown = {key: value for key, value in values.items() if key not in known}
+        for key, value in unknown.items():
+            if value not in _EMPTY:
+                raise AdapterError(
+                    f"{where}: unknown setting {key!r} = {value!r}, which may change what the adapter "
+                    f"computes.{did_you_mean(key, known)} Remove the line if it does not matter."
+                )
+        try:
+            return cls(**{key: value for key, value in values.items() if key in known})
+        except ConfigError as error:
+            raise AdapterError(f"{where}: {error}") from None
+
+
+def _first_match(pattern: Mapping[str, float], path: str, default: float) -> float:
+    for key, value in pattern.items():
+        if re.match(rf"(.*\.)?({key})$", path):
+            return value
+    return default
+
+
+def _faults(config: LoraConfig) -> list[str]:
+    faults = []
+    for name, value in [
+        ("r", config.r),
+        *((f"rank_pattern[{k!r}]", v) for k, v in config.rank_pattern.items()),
+    ]:
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            faults.append(f"{name} is {value!r}; a rank is a whole number of at least 1")
+    alphas = [("lora_alpha", config.lora_alpha)]
+    alphas += [(f"alpha_pattern[{k!r}]", v) for k, v in config.alpha_pattern.items()]
+    for name, alpha in alphas:
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+            faults.append(f"{name} is {alpha!r}; it scales the adapter and must be above 0")
+    if not 0 <= config.lora_dropout < 1:
+        faults.append(f"lora_dropout is {config.lora_dropout!r}; expected a probability from 0 to below 1")
+    if config.bias not in ("none", "all", "lora_only"):
+        faults.append(f"bias is {config.bias!r}; expected 'none', 'all' or 'lora_only'")
+    if config.task_type is not None and config.task_type not in TaskType.__members__:
+        faults.append(
+            f"task_type is {config.task_type!r}; expected one of {', '.join(TaskType.__members__)}."
+            + did_you_mean(str(config.task_type), TaskType.__members__)
+        )
+    presets = ("all-linear", "attention", "feed-forward")
+    regex = isinstance(config.target_modules, str) and config.target_modules not in presets
+    if config.layers_to_transform is not None and regex:
+        faults.append("layers_to_transform needs target_modules as a list or a preset, not a regex")
+    if config.layers_pattern and config.layers_to_transform is None:
+        faults.append("layers_pattern needs layers_to_transform")
+    for name, off in _OFF.items():
+        if getattr(config, name) not in off:
+            faults.append(f"{name} = {getattr(config, name)!r} is not supported; leave it at {off[0]!r}")
+    return faults

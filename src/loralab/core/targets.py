@@ -1,0 +1,204 @@
+"""Which modules of a model to adapt."""
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from loralab.core.config import LoraConfig
+from loralab.core.layers import LoraLayer, is_linear
+from loralab.core.saved import ModulesToSaveWrapper
+from loralab.errors import TargetError, did_you_mean
+
+__all__ = ["PRESETS", "Targets", "find_targets", "shorten", "walk"]
+
+_BY_TARGETS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("q_proj", "v_proj"): (
+        *("bart", "gemma", "gemma2", "gemma3_text", "gpt_neo", "gptj", "llama", "llama4", "mistral"),
+        *("mixtral", "opt", "qwen2", "qwen3", "smollm3", "stablelm"),
+    ),
+    ("query", "value"): ("bert", "electra", "layoutlm", "roberta", "xlm-roberta"),
+    ("query_key_value",): ("bloom", "chatglm", "falcon", "gpt_neox", "RefinedWeb", "RefinedWebModel"),
+    ("q", "v"): ("mt5", "t5"),
+    ("c_attn",): ("gpt2", "gpt_bigcode"),
+    ("qkv_proj",): ("codegen",),
+    ("in_proj",): ("deberta",),
+    ("query_proj", "value_proj"): ("deberta-v2",),
+    ("Wqkv",): ("mpt",),
+    ("q_proj", "v_proj", "fc1", "fc2"): ("phi",),
+}
+DEFAULT_TARGETS = {kind: names for names, kinds in _BY_TARGETS.items() for kind in kinds}
+"""What ``target_modules=None`` means by model type: PEFT's table, for scripts that come from there."""
+
+
+def _is_attention(path: str) -> bool:
+    return any(re.search(r"attn|attention", part, re.IGNORECASE) for part in path.split("."))
+
+
+def _is_feed_forward(path: str) -> bool:
+    return not _is_attention(path) and any(part.isdigit() for part in path.split("."))
+
+
+PRESETS: dict[str, Callable[[str], bool]] = {
+    "all-linear": lambda path: True,
+    "attention": _is_attention,
+    "feed-forward": _is_feed_forward,
+}
+"""Presets choose among a model's linear layers, the output head aside, by their place in it."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The modules to adapt, in the model's own order, and what did not match."""
+
+    paths: tuple[str, ...]
+    unmatched: tuple[str, ...]
+    """Entries of a list in `target_modules` that no module answers to."""
+
+
+def find_targets(model: nn.Module, config: LoraConfig) -> Targets:
+    """Return the paths of the modules that `config` targets.
+
+    Raises:
+        TargetError: nothing matches; the message names the nearest module names.
+    """
+    modules = dict(walk(model))
+    wanted = _wanted(model, config)
+    if isinstance(wanted, str) and wanted in PRESETS:
+        head = _output_head(model)
+        choose = PRESETS[wanted]
+        chosen = [p for p, m in modules.items() if is_linear(m) and m is not head and choose(p)]
+        chosen = [p for p in chosen if _in_layers(p, config)]
+        unmatched: tuple[str, ...] = ()
+    elif isinstance(wanted, str):
+        chosen = [path for path in modules if _fullmatch(wanted, path)]
+        unmatched = ()
+    else:
+        chosen = [p for p in modules if _named(p, wanted) and _in_layers(p, config)]
+        unmatched = tuple(sorted(name for name in wanted if not any(_named(p, {name}) for p in modules)))
+    paths = [path for path in chosen if not _excluded(path, config)]
+    if not paths:
+        raise TargetError(_nothing(wanted, config, modules, chosen))
+    return Targets(tuple(paths), unmatched)
+
+
+def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (path, module) below `model` as its author built it: an adapted layer shows its base layer.
+
+    A module that stands in several places is yielded for the first one.
+    """
+    seen: set[int] = set()
+
+    def below(parent: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+        for name, child in parent.named_children():
+            if id(child) in seen:
+                continue
+            seen.add(id(child))
+            path = f"{prefix}{name}"
+            if isinstance(child, LoraLayer):
+                yield path, child.base_layer
+            elif isinstance(child, ModulesToSaveWrapper):
+                yield path, child.original_module
+            else:
+                yield path, child
+                yield from below(child, f"{path}.")
+
+    yield from below(model, "")
+
+
+def shorten(paths: Collection[str], all_paths: Collection[str]) -> set[str]:
+    """Return the shortest set of name endings that matches exactly `paths` among `all_paths`."""
+    chosen = set(paths)
+    short: set[str] = set()
+    for path in sorted(chosen):
+        parts = path.split(".")
+        endings = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+        short.add(next((e for e in endings if all(p in chosen for p in all_paths if _named(p, {e}))), path))
+    return short
+
+
+def _wanted(model: nn.Module, config: LoraConfig) -> str | Collection[str]:
+    if config.target_modules is not None:
+        return config.target_modules
+    kind = _model_type(model)
+    if kind in DEFAULT_TARGETS:
+        return set(DEFAULT_TARGETS[kind])
+    raise TargetError(
+        f"target_modules is not set and there is no default for a model of type {kind!r}; "
+        "set target_modules='all-linear', or name the modules."
+    )
+
+
+def _model_type(model: nn.Module) -> str | None:
+    config = getattr(model, "config", None)
+    if isinstance(config, Mapping):
+        return config.get("model_type")
+    return getattr(config, "model_type", None)
+
+
+def _output_head(model: nn.Module) -> nn.Module | None:
+    """Return what turns hidden states into the task's scores; presets leave it alone, as PEFT does."""
+    finder = getattr(model, "get_output_embeddings", None)
+    head: nn.Module | None = finder() if callable(finder) else None
+    if isinstance(head, LoraLayer):
+        head = head.base_layer
+    if head is None:
+        heads = [getattr(model, name, None) for name in ("score", "classifier", "qa_outputs")]
+        head = next((h for h in heads if isinstance(h, nn.Module)), None)
+    return head
+
+
+def _named(path: str, names: Collection[str]) -> bool:
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def _fullmatch(pattern: str, path: str) -> bool:
+    try:
+        return re.fullmatch(pattern, path) is not None
+    except re.error as error:
+        raise TargetError(f"{pattern!r} is not a regular expression: {error}.") from None
+
+
+def _in_layers(path: str, config: LoraConfig) -> bool:
+    wanted = config.layers_to_transform
+    if wanted is None or wanted == []:
+        return True
+    indices = [wanted] if isinstance(wanted, int) else wanted
+    patterns = config.layers_pattern or r"[^.]*"
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", path)
+        if found:
+            return int(found.group(1)) in indices
+    return False
+
+
+def _excluded(path: str, config: LoraConfig) -> bool:
+    exclude = config.exclude_modules
+    if exclude and (_fullmatch(exclude, path) if isinstance(exclude, str) else _named(path, exclude)):
+        return True
+    return any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in config.modules_to_save or ())
+
+
+def _nothing(
+    wanted: str | Collection[str],
+    config: LoraConfig,
+    modules: Mapping[str, nn.Module],
+    chosen: Collection[str],
+) -> str:
+    shown = wanted if isinstance(wanted, str) else sorted(wanted)
+    if chosen:
+        return (
+            f"target_modules={shown!r} matches {len(chosen)} modules, but exclude_modules or modules_to_save "
+            "takes all of them away."
+        )
+    limits = ""
+    if config.layers_to_transform is not None:
+        limits = f" in layers_to_transform={config.layers_to_transform!r}"
+    leaves = sorted({path.rpartition(".")[2] for path, module in modules.items() if is_linear(module)})
+    words = [wanted] if isinstance(wanted, str) else sorted(wanted)
+    near = "".join(did_you_mean(word.rpartition(".")[2], leaves) for word in words[:3])
+    return (
+        f"target_modules={shown!r} matches no module{limits} of this model.{near} "
+        f"Its linear layers are {', '.join(leaves) or 'none'}; 'all-linear' takes them all."
+    )

@@ -1,0 +1,111 @@
+"""Examples become tensors, packed into rows in which no example sees another.
+
+Shape key: B rows, T tokens of a row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from loralab.data.pack import pack
+from loralab.data.types import Example
+from loralab.errors import DataError
+
+__all__ = ["Batch", "Isolation", "collate"]
+
+Isolation = Literal["positions", "mask", "rows"]
+"""What keeps the examples of a row apart: position ids that restart, an explicit mask, or a row for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The tensors of one micro-batch."""
+
+    input_ids_BT: Tensor
+    """int64 token ids."""
+    position_ids_BT: Tensor
+    """int64, from 0 in every example and in the padding."""
+    weights_BT: Tensor
+    """float32: the loss weight of predicting this token from those before it; 0 for padding."""
+    documents_BT: Tensor
+    """int64: which example of its row a token belongs to, -1 for padding."""
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens that are not padding."""
+        return int((self.documents_BT >= 0).sum())
+
+    @property
+    def trained_weight(self) -> float:
+        """The sum of the loss weights, by which the summed loss is divided."""
+        return float(self.weights_BT.sum())
+
+    @property
+    def fill(self) -> float:
+        """The share of the tensor that is not padding."""
+        return self.tokens / self.input_ids_BT.numel()
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch on a device."""
+        return Batch(
+            self.input_ids_BT.to(device),
+            self.position_ids_BT.to(device),
+            self.weights_BT.to(device),
+            self.documents_BT.to(device),
+        )
+
+    def model_inputs(self, isolation: Isolation, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return the arguments of the model's forward.
+
+        "positions" gives no attention mask: without one, transformers reads the documents from where
+        `position_ids` restart, and with one it does not. "mask" adds [B, 1, T, T], 0 where a token may look
+        and the lowest `dtype` elsewhere. "rows" gives the usual [B, T], 1 for tokens and 0 for padding.
+        """
+        if isolation == "rows":
+            return {"input_ids": self.input_ids_BT, "attention_mask": (self.documents_BT >= 0).long()}
+        inputs = {"input_ids": self.input_ids_BT, "position_ids": self.position_ids_BT}
+        if isolation == "mask":
+            inputs["attention_mask"] = self._block_mask(dtype)
+        return inputs
+
+    def _block_mask(self, dtype: torch.dtype) -> Tensor:
+        # Padding looks at padding: a row of the mask that forbids everything gives NaN in some kernels.
+        same_BTT = self.documents_BT[:, :, None] == self.documents_BT[:, None, :]
+        allowed_B1TT = same_BTT.tril()[:, None]
+        mask_B1TT = torch.zeros(allowed_B1TT.shape, dtype=dtype, device=allowed_B1TT.device)
+        return mask_B1TT.masked_fill(~allowed_B1TT, torch.finfo(dtype).min)
+
+
+def collate(examples: Sequence[Example], pad_id: int, isolation: Isolation) -> Batch:
+    """Return the examples as one batch, as wide as the longest of them.
+
+    For "positions" and "mask" they are packed, several to a row; for "rows" each has its own. Padding stands
+    on the right.
+
+    Raises:
+        DataError: there are no examples.
+    """
+    if not examples:
+        raise DataError("a batch needs at least one example.")
+    lengths = [len(example.ids) for example in examples]
+    width = max(lengths)
+    rows = [[index] for index in range(len(examples))] if isolation == "rows" else pack(lengths, width)
+    shape = (len(rows), width)
+    ids_BT = torch.full(shape, pad_id, dtype=torch.int64)
+    positions_BT = torch.zeros(shape, dtype=torch.int64)
+    weights_BT = torch.zeros(shape, dtype=torch.float32)
+    documents_BT = torch.full(shape, -1, dtype=torch.int64)
+    for row, indices in enumerate(rows):
+        start = 0
+        for document, index in enumerate(indices):
+            end = start + lengths[index]
+            ids_BT[row, start:end] = torch.tensor(examples[index].ids)
+            positions_BT[row, start:end] = torch.arange(lengths[index])
+            weights_BT[row, start:end] = torch.tensor(examples[index].weights)
+            documents_BT[row, start:end] = document
+            start = end
+        positions_BT[row, start:] = torch.arange(width - start)
+    return Batch(ids_BT, positions_BT, weights_BT, documents_BT)

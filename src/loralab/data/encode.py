@@ -1,0 +1,174 @@
+"""Text becomes token ids, such that training and generation see the same ids before an answer.
+
+The tokens of a prompt and an answer written in one piece need not begin with the tokens of the prompt: a line
+break that ends the one and a line break that begins the other may become one token. So a text grows segment
+by segment. Where the tokens of the longer text begin with those of the shorter they are taken; else the new
+segment is tokenized by itself.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate, takewhile
+from typing import TYPE_CHECKING
+
+from loralab.data.templates import Segment, Template
+from loralab.data.types import Chat, Example, Message, Text
+from loralab.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["encode_chat", "encode_chats", "encode_prompt", "encode_text", "encode_texts", "stop_ids"]
+
+
+def encode_chat(
+    chat: Chat, template: Template, tokenizer: "PreTrainedTokenizerFast", source: str = ""
+) -> Example:
+    """Return the conversation up to its last trained token: answers and their end marks have weight 1.
+
+    The ids before an answer are `encode_prompt(the messages before it, template, tokenizer)`.
+
+    Raises:
+        DataError: the template cannot write this conversation.
+    """
+    return encode_chats([chat], template, tokenizer, [source])[0]
+
+
+def encode_chats(
+    chats: Sequence[Chat], template: Template, tokenizer: "PreTrainedTokenizerFast", sources: Sequence[str]
+) -> list[Example]:
+    """Return `encode_chat` of each, tokenized in one batch."""
+    written = []
+    for chat, source in zip(chats, sources, strict=True):
+        try:
+            segments = _join(template.render(chat))
+        except DataError as error:
+            raise DataError(f"{source}: {error}" if source else str(error)) from error
+        while segments and not segments[-1].trained:
+            segments.pop()
+        written.append(segments)
+    return [
+        Example(tuple(ids), tuple(weights), source)
+        for (ids, weights), source in zip(_encode(written, tokenizer), sources, strict=True)
+    ]
+
+
+def encode_text(text: Text, tokenizer: "PreTrainedTokenizerFast", source: str = "") -> Example:
+    """Return the document between the tokenizer's opening tokens and its end of sequence, all of it trained.
+
+    Of a blank document nothing is trained; an opening or end that the text has already is not doubled.
+    """
+    return encode_texts([text], tokenizer, [source])[0]
+
+
+def encode_texts(
+    texts: Sequence[Text], tokenizer: "PreTrainedTokenizerFast", sources: Sequence[str]
+) -> list[Example]:
+    """Return `encode_text` of each, tokenized in one batch."""
+    opening = _opening(tokenizer)
+    examples = []
+    batch = _tokenize([text.text for text in texts], tokenizer)
+    for text, ids, source in zip(texts, batch, sources, strict=True):
+        opened = _open(ids, opening)
+        if tokenizer.eos_token_id is not None and opened[-1:] != [tokenizer.eos_token_id]:
+            opened = [*opened, tokenizer.eos_token_id]
+        # The first token has nothing before it to be predicted from.
+        given = max(len(opening), 1) if text.text.strip() else len(opened)
+        weights = [0.0] * given + [1.0] * (len(opened) - given)
+        examples.append(Example(tuple(opened), tuple(weights[: len(opened)]), source))
+    return examples
+
+
+def encode_prompt(
+    prompt: str | Sequence[Message], template: Template | None, tokenizer: "PreTrainedTokenizerFast"
+) -> list[int]:
+    """Return the ids to generate from: of a text as it stands, or of the messages that want an answer.
+
+    Args:
+        template: how the messages are written; a text needs none.
+
+    Raises:
+        ConfigError: messages without a template.
+        DataError: the template cannot write this conversation.
+    """
+    if isinstance(prompt, str):
+        segments = [Segment(prompt, False)]
+    elif template is None:
+        raise ConfigError("messages need a template to become a prompt; a text needs none.")
+    else:
+        segments = _join(template.segments(prompt, ask=True))
+    return _encode([segments], tokenizer)[0][0]
+
+
+def stop_ids(template: Template, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+    """Return the ids at which generation ends: end of sequence, and the template's mark if it is a token."""
+    probe = encode_chat(Chat((Message("user", "a"), Message("assistant", "b"))), template, tokenizer)
+    last = probe.ids[-1]
+    found = {last} if last in tokenizer.added_tokens_decoder else set()
+    if tokenizer.eos_token_id is not None:
+        found.add(tokenizer.eos_token_id)
+    return sorted(found)
+
+
+def _join(segments: Sequence[Segment]) -> list[Segment]:
+    """Join neighbours that are not trained. Answers stay apart, as each begins where a prompt ends."""
+    joined: list[Segment] = []
+    for segment in segments:
+        if not segment.text:
+            continue
+        if joined and not joined[-1].trained and not segment.trained:
+            segment = Segment(joined.pop().text + segment.text, False)
+        joined.append(segment)
+    return joined
+
+
+def _encode(
+    written: Sequence[Sequence[Segment]], tokenizer: "PreTrainedTokenizerFast"
+) -> list[tuple[list[int], list[float]]]:
+    """Return ids and weights of each list of segments."""
+    prefixes = [text for segments in written for text in accumulate(segment.text for segment in segments)]
+    batch = iter(_tokenize(prefixes, tokenizer))
+    opening = _opening(tokenizer)
+    encoded = []
+    for segments in written:
+        ids: list[int] = []
+        weights: list[float] = []
+        for segment in segments:
+            longer = next(batch)
+            if longer[: len(ids)] != ids:
+                longer = ids + _tokenize_inside(segment.text, tokenizer)
+            weights += [float(segment.trained)] * (len(longer) - len(ids))
+            ids = longer
+        opened = _open(ids, opening)
+        weights = [0.0] * (len(opened) - len(ids)) + weights
+        weights[:1] = [0.0] * len(weights[:1])
+        encoded.append((opened, weights))
+    return encoded
+
+
+def _tokenize(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast") -> list[list[int]]:
+    if not texts:
+        return []
+    found = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+    batch: list[list[int]] = found["input_ids"]
+    return batch
+
+
+def _tokenize_inside(text: str, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+    """Return the tokens of a text that goes on from another one.
+
+    SentencePiece sets a space before a text; behind a line break, where the text is not the first thing, it
+    does not.
+    """
+    before, both, alone = _tokenize(["\n", "\n" + text, text], tokenizer)
+    return both[len(before) :] if both[: len(before)] == before else alone
+
+
+def _opening(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+    """Return the ids that the tokenizer sets before every text, such as the beginning-of-sequence token."""
+    found = tokenizer("a", return_special_tokens_mask=True)
+    pairs = zip(found["input_ids"], found["special_tokens_mask"], strict=True)
+    return [token for token, _ in takewhile(lambda pair: pair[1], pairs)]
+
+
+def _open(ids: list[int], opening: list[int]) -> list[int]:
+    return ids if ids[: len(opening)] == opening else opening + ids

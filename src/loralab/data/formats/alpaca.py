@@ -1,0 +1,27 @@
+"""Stanford Alpaca's rows: ``{"instruction": "Translate.", "input": "chat", "output": "cat"}``.
+
+`input` may be missing, empty or null, and so may `system`.
+"""
+
+from loralab.data.fields import Row, read_text
+from loralab.data.types import Chat, Message
+
+COLUMNS = ("instruction", "output")
+OPTIONAL = ("input", "system")
+TEMPLATE = "alpaca"
+
+
+def parse(row: Row, source: str) -> Chat:
+    """Return the instruction, with its input below a blank line, and the answer.
+
+    Raises:
+        DataError: a column is no string.
+    """
+    instruction = read_text(row, "instruction", source)
+    given, system = (
+        read_text(row, column, source) if row.get(column) is not None else "" for column in OPTIONAL
+    )
+    content = f"{instruction}\n\n{given}" if given else instruction
+    question = Message("user", content, given)
+    answer = Message("assistant", read_text(row, "output", source))
+    return Chat((Message("system", system), question, answer) if system else (question, answer))

@@ -1,0 +1,157 @@
+"""Base models and tokenizers from a folder or the hub. Pickles are refused unless asked for by name."""
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from loralab.errors import ModelError
+from loralab.models.demo import BASE as DEMO_BASE
+from loralab.models.hardware import choose_device, choose_dtype
+
+__all__ = ["DEMO", "BaseModel", "load_base", "load_tokenizer"]
+
+DEMO = "demo"
+"""The name of the base model that comes with loralab."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model ready for adapters, in evaluation mode on its device, with its tokenizer."""
+
+    name: str
+    """As the user named it: a folder or a hub id."""
+    model: Any
+    tokenizer: Any
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest row that the model takes, in tokens; None where it sets no limit."""
+        config = self.model.config
+        for key in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
+            value = getattr(config, key, None)
+            if isinstance(value, int):
+                return value
+        return None
+
+
+def load_base(name: str, dtype: str = "auto", *, allow_pickle: bool = False) -> BaseModel:
+    """Return the causal language model `name` (a folder, a hub id, or "demo") with its tokenizer.
+
+    Raises:
+        ModelError: no such model, a file is missing or damaged, or its weights are a pickle.
+        ConfigError: no dtype of that name.
+    """
+    device = choose_device()
+    wanted = choose_dtype(dtype, device)
+    where = _resolve(name)
+    _check_folder(where, allow_pickle)
+    tokenizer = load_tokenizer(name)
+    with _quiet():
+        model = _explained(
+            name,
+            lambda: AutoModelForCausalLM.from_pretrained(
+                where, dtype=wanted, use_safetensors=None if allow_pickle else True
+            ),
+        )
+    model.name_or_path = model.config.name_or_path = name
+    return BaseModel(name, model.to(device).eval(), tokenizer, wanted, device)
+
+
+def load_tokenizer(name: str) -> Any:
+    """Return the tokenizer of the model `name`, with a padding token even where it declares none.
+
+    Raises:
+        ModelError: no such model, or it has no tokenizer.
+    """
+    where = _resolve(name)
+    with _quiet():
+        tokenizer = _explained(name, lambda: AutoTokenizer.from_pretrained(where))
+    if not tokenizer.is_fast:
+        raise ModelError(f"{name}: loralab needs a fast tokenizer (a tokenizer.json).")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def load_config(name: str) -> Any:
+    """Return the config of the model `name`, without its weights.
+
+    Raises:
+        ModelError: no such model.
+    """
+    return _explained(name, lambda: AutoConfig.from_pretrained(_resolve(name)))
+
+
+def _resolve(name: str) -> str:
+    if name == DEMO and not Path(name).exists():
+        return str(DEMO_BASE)
+    if Path(name).is_dir():
+        return name
+    if not name:
+        raise ModelError("no base model was named; give --model a folder or a hub id.")
+    if Path(name).is_file():
+        raise ModelError(f"{name}: is a file; --model takes the folder with config.json in it.")
+    if name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
+        raise ModelError(
+            f"{name}: no such folder; --model takes a folder, a hub id like 'org/name', or 'demo'."
+        )
+    return name
+
+
+def _check_folder(where: str, allow_pickle: bool) -> None:
+    folder = Path(where)
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").is_file():
+        hint = ""
+        if (folder / "adapter_config.json").is_file():
+            hint = " It holds an adapter: name that with --adapter, and its base with --model."
+        raise ModelError(f"{folder}: no config.json there, so it is no base model.{hint}")
+    if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")) and not allow_pickle:
+        raise ModelError(
+            f"{folder}: its weights are a pickle file, which can run any program when it is loaded. "
+            "If you trust its author, ask for it by name: --allow-pickle."
+        )
+
+
+def _explained(name: str, load: Any) -> Any:
+    try:
+        return load()
+    except SafetensorError as error:
+        raise ModelError(
+            f"{name}: the weights are damaged or truncated ({error}); copy them again."
+        ) from None
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().split("\n")[0]
+        offline = (
+            " (the hub could not be reached)" if "connect" in str(error) or "offline" in str(error) else ""
+        )
+        if Path(_resolve(name)).is_dir():
+            raise ModelError(f"{name}: cannot be loaded as a causal language model: {first}") from None
+        raise ModelError(f"{name}: neither a folder here nor a model on the hub{offline}.") from None
+
+
+class _quiet:
+    """Keep transformers' own progress bars and notices off the screen."""
+
+    def __enter__(self) -> None:
+        self.level = transformers_logging.get_verbosity()
+        self.bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity(logging.ERROR)
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *exc: object) -> None:
+        transformers_logging.set_verbosity(self.level)
+        if self.bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,101 @@
+"""Checkpoints: all that a run needs to go on exactly where it was. No pickles.
+
+A checkpoint folder is an adapter folder (PEFT's two files) with ``training.safetensors`` (the optimizer's
+tensors and the state of the random generators) and ``training.json`` (the rest) beside them.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from loralab.adapters import PeftModel, read_adapter, write_adapter
+from loralab.errors import AdapterError, CheckpointError
+from loralab.files import new_folder, write_json
+
+__all__ = ["Progress", "latest", "load_checkpoint", "save_checkpoint"]
+
+TENSORS = "training.safetensors"
+STATE = "training.json"
+
+
+@dataclass
+class Progress:
+    """Where a run is. The place in the data follows from the step."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    best_step: int | None = None
+    best_loss: float | None = None
+    base_loss: float | None = None
+    """Validation loss of the base alone."""
+    seconds: float = 0.0
+    """Time spent training, over all sittings."""
+
+
+def save_checkpoint(folder: Path, model: PeftModel, optimizer: Any, progress: Progress) -> None:
+    """Write a checkpoint folder, whole or not at all.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written.
+    """
+    tensors = {f"rng.{name}": state for name, state in _rng_states().items()}
+    for name, parameter in _trained(model):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{name}.{key}"] = value.detach().cpu().contiguous()
+    with new_folder(folder) as temporary:
+        write_adapter(model.base_model.adapter("default"), temporary)
+        save_file(tensors, temporary / TENSORS)
+        write_json(temporary / STATE, asdict(progress))
+
+
+def load_checkpoint(folder: Path, model: PeftModel, optimizer: Any) -> Progress:
+    """Put the model, the optimizer and the random generators into the state that `folder` holds.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or is of another model.
+    """
+    try:
+        model.base_model.load("default", read_adapter(folder))
+        tensors = load_file(folder / TENSORS)
+        progress = Progress(**json.loads((folder / STATE).read_text()))
+    except (AdapterError, SafetensorError, OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder}: not a complete checkpoint ({error}). Delete that folder to go on from the one before."
+        ) from None
+    for name, parameter in _trained(model):
+        start = f"optimizer.{name}."
+        state = {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
+        optimizer.state[parameter] = {
+            key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+        }
+    _set_rng_states({key.removeprefix("rng."): t for key, t in tensors.items() if key.startswith("rng.")})
+    return progress
+
+
+def latest(folder: Path) -> Path | None:
+    """Return the newest checkpoint in a run's checkpoints folder; half-written ones never count."""
+    steps = sorted(path for path in folder.glob("[0-9]*") if (path / STATE).is_file())
+    return steps[-1] if steps else None
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _rng_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def _set_rng_states(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available() and "cuda0" in states:
+        torch.cuda.set_rng_state_all([states[f"cuda{i}"] for i in range(torch.cuda.device_count())])

@@ -1,0 +1,177 @@
+"""A run is a directory. Everything that is known of a run is in it; see ``docs/run-folder.md``."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loralab.errors import CheckpointError, ConfigError, did_you_mean
+from loralab.files import write_json, write_text
+from loralab.training.config import RunConfig, check, read_toml
+from loralab.training.events import Event
+
+__all__ = ["RunFolder", "RunState", "find_run", "list_runs", "unused_name"]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """``run.json``: what a run is doing."""
+
+    state: str = "running"
+    """running, finished, interrupted or failed."""
+    pid: int = 0
+    started: float = 0.0
+    """Seconds since 1970."""
+    heartbeat: float = 0.0
+    """When the running process last wrote, in seconds since 1970."""
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    """The last evaluation's loss, or else the last step's."""
+    note: str = ""
+    """Why it failed."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name, which is the folder's."""
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints, each named by its step in six digits."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the finished adapter."""
+        return self.path / "adapter"
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of one checkpoint."""
+        return self.checkpoints / f"{step:06d}"
+
+    def create(self, config: RunConfig) -> None:
+        """Make the folder and write the complete settings.
+
+        Raises:
+            ConfigError: there is a run of that name.
+        """
+        if self.path.exists():
+            raise ConfigError(
+                f"there is a run {self.name!r} in {self.path.parent} already; go on with "
+                f"'loralab resume {self.name}', choose another --name, or replace it with --overwrite."
+            )
+        write_text(self.path / "config.toml", config.to_toml())
+
+    def config(self) -> RunConfig:
+        """Return the run's settings.
+
+        Raises:
+            ConfigError: the file is missing or damaged.
+        """
+        path = self.path / "config.toml"
+        return check(read_toml(path), where=str(path))
+
+    def plan(self) -> dict[str, Any]:
+        """Return ``plan.json``, what was worked out before the run began; empty where there is none yet."""
+        path = self.path / "plan.json"
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise CheckpointError(f"{path}: damaged ({error}).") from None
+        return values
+
+    def state(self) -> RunState:
+        """Return what the run is doing. One whose process is gone is interrupted, whatever it wrote last.
+
+        Raises:
+            CheckpointError: ``run.json`` is missing or damaged.
+        """
+        path = self.path / "run.json"
+        try:
+            state = RunState(**json.loads(path.read_text(encoding="utf8")))
+        except FileNotFoundError:
+            return RunState(state="interrupted")
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path}: damaged ({error}).") from None
+        if state.state == "running" and not _alive(state.pid):
+            return dataclasses.replace(state, state="interrupted")
+        return state
+
+    def write_state(self, state: RunState) -> None:
+        """Write ``run.json``, stamped with this process and the time."""
+        state = dataclasses.replace(state, pid=os.getpid(), heartbeat=time.time())
+        write_json(self.path / "run.json", dataclasses.asdict(state))
+
+    def append(self, event: Event) -> None:
+        """Append an event to ``events.jsonl``."""
+        self.append_line("events.jsonl", {"time": round(time.time(), 3), **event.to_dict()})
+
+    def append_line(self, file: str, value: dict[str, Any]) -> None:
+        """Append one JSON line to a file of the run."""
+        with (self.path / file).open("a", encoding="utf8") as stream:
+            stream.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+    def write_lines(self, file: str, values: Iterable[dict[str, Any]]) -> None:
+        """Write a file of JSON lines, whole or not at all."""
+        write_text(self.path / file, "".join(json.dumps(v, ensure_ascii=False) + "\n" for v in values))
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Yield the events written so far; a last line cut short by a crash is passed over."""
+        path = self.path / "events.jsonl"
+        if path.is_file():
+            for line in path.read_text(encoding="utf8").splitlines():
+                if line.endswith("}"):
+                    yield json.loads(line)
+
+
+def find_run(runs: str | Path, name: str) -> RunFolder:
+    """Return the run called `name`.
+
+    Raises:
+        ConfigError: there is none; the nearest names are offered.
+    """
+    folder = RunFolder(Path(runs) / name)
+    if not name or not (folder.path / "config.toml").is_file():
+        names = [run.name for run in list_runs(runs)]
+        raise ConfigError(
+            f"there is no run {name!r} in {runs}; runs there: {', '.join(names) or 'none'}."
+            + did_you_mean(name, names)
+        )
+    return folder
+
+
+def list_runs(runs: str | Path) -> list[RunFolder]:
+    """Return the runs in a folder, the oldest first."""
+    paths = [path.parent for path in Path(runs).glob("*/config.toml")]
+    return [RunFolder(path) for path in sorted(paths, key=lambda p: ((p / "config.toml").stat().st_mtime, p))]
+
+
+def unused_name(runs: str | Path, stem: str) -> str:
+    """Return `stem`, or `stem` with the first number that no run has."""
+    names = {run.name for run in list_runs(runs)}
+    candidates = (stem if n == 1 else f"{stem}-{n}" for n in range(1, len(names) + 2))
+    return next(name for name in candidates if name not in names)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid > 0

@@ -1,0 +1,177 @@
+"""The doors: in these folders each file is an entry, found by its name and held to its contract."""
+
+import importlib
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from loralab.core import inits, layers
+from loralab.data import formats
+from loralab.data.templates import TEMPLATES
+from loralab.data.types import Chat, Text
+from loralab.errors import ConfigError, DataError
+
+SOURCE = Path(__file__).parents[1] / "src"
+PACKAGE = SOURCE / "loralab"
+
+
+def files(folder: str, besides: tuple[str, ...] = ()) -> list[str]:
+    """The entries that the folder should have, by its files alone."""
+    stems = {path.stem for path in (PACKAGE / folder).glob("*.py")}
+    return sorted(stem for stem in stems if not stem.startswith("_") and stem not in besides)
+
+
+def python(code: str, folder: Path) -> str:
+    """What a fresh interpreter that finds the package in `folder` prints."""
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    ("folder", "names", "get"),
+    [
+        ("core/inits", inits.REGISTRY.names, inits.REGISTRY.get),
+        ("core/layers", layers.REGISTRY.names, layers.REGISTRY.get),
+        ("data/formats", formats.names(), formats.get),
+    ],
+)
+def test_every_file_is_found(folder: str, names: list[str], get: Callable[[str], object]) -> None:
+    besides = ("base",) if folder == "core/layers" else ()
+    assert names == files(folder, besides)
+    assert names, f"{folder} has no entry"
+    for name in names:
+        get(name)
+        assert importlib.import_module(f"loralab.{folder.replace('/', '.')}.{name}").__doc__
+    with pytest.raises(ConfigError, match=f"Did you mean '{names[0]}'"):
+        get(f"{names[0]}x")
+
+
+@pytest.mark.parametrize(
+    ("folder", "model", "ask"),
+    [
+        ("core/inits", "gaussian", "from loralab.core.inits import find_init; find_init('added')"),
+        ("core/layers", "linear", "from loralab.core.layers import REGISTRY; REGISTRY.get('added')"),
+        ("data/formats", "text", "from loralab.data import formats; formats.get('added')"),
+    ],
+)
+def test_a_new_file_is_an_entry(tmp_path: Path, folder: str, model: str, ask: str) -> None:
+    copy = tmp_path / "loralab"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    shutil.copyfile(copy / folder / f"{model}.py", copy / folder / "added.py")
+    python(ask, tmp_path)
+
+
+@pytest.mark.parametrize("lookup", [False, True], ids=["matmul", "lookup"])
+@pytest.mark.parametrize("name", files("core/inits"))
+def test_an_initialisation_fills_both_factors(name: str, lookup: bool) -> None:
+    def fresh(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(seed)
+        a_RI, b_OR = torch.full((4, 24), torch.nan), torch.full((16, 4), torch.nan)
+        inits.find_init(name)(a_RI, b_OR, lookup)
+        return a_RI, b_OR
+
+    a_RI, b_OR = fresh(0)
+    assert a_RI.isfinite().all()
+    assert b_OR.isfinite().all()
+    assert a_RI.any() or b_OR.any(), "factors that are both zero never get a gradient"
+    assert torch.equal(a_RI, fresh(0)[0])
+    assert torch.equal(b_OR, fresh(0)[1])
+    assert not (torch.equal(a_RI, fresh(1)[0]) and torch.equal(b_OR, fresh(1)[1]))
+    starts_at_the_base = not (b_OR @ a_RI).any()
+    assert starts_at_the_base is (name != "random")
+
+
+@pytest.mark.parametrize("name", files("core/layers", besides=("base",)))
+def test_a_layer_kind_has_its_three_parts(name: str) -> None:
+    entry = layers.REGISTRY.get(name)
+    assert isinstance(entry.LINEAR, bool)
+    assert issubclass(entry.Layer, layers.LoraLayer)
+    assert not inspect.isabstract(entry.Layer)
+    assert list(inspect.signature(entry.matches).parameters) == ["module"]
+    for module in (nn.LayerNorm(4), nn.Dropout(), nn.Sequential(nn.Linear(4, 4)), nn.Module()):
+        assert entry.matches(module) is False
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Linear(4, 6),
+        nn.Linear(4, 6, bias=False, dtype=torch.bfloat16),
+        nn.Embedding(9, 4),
+        nn.Conv1d(4, 6, 3),
+        nn.Conv2d(4, 6, 3),
+        nn.Conv3d(4, 6, 3),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_a_base_layer_belongs_to_one_kind(module: nn.Module) -> None:
+    kinds = [name for name in layers.REGISTRY.names if layers.REGISTRY.get(name).matches(module)]
+    assert len(kinds) == 1
+    wrapped = layers.wrap(module, "some.path", layers.Activation())
+    assert type(wrapped) is layers.REGISTRY.get(kinds[0]).Layer
+    assert wrapped.base_layer is module
+
+
+@pytest.mark.parametrize("name", files("data/formats"))
+def test_a_format_is_detected_by_its_columns(name: str) -> None:
+    entry = formats.get(name)
+    assert entry.columns
+    assert not set(entry.columns) & set(entry.optional)
+    assert entry.template in TEMPLATES
+    for columns in (entry.columns, (*entry.columns, *entry.optional), (*entry.columns, "of_no_use")):
+        assert formats.detect(columns, "rows.jsonl:1") == entry
+
+
+@pytest.mark.parametrize("name", files("data/formats"))
+@pytest.mark.parametrize("value", [None, 7, {"no": "text"}, [], [None], [{}]], ids=repr)
+def test_a_format_refuses_what_is_no_text(name: str, value: object) -> None:
+    entry = formats.get(name)
+    with pytest.raises(DataError, match=r"^rows\.jsonl:7: ") as caught:
+        entry.parse(dict.fromkeys(entry.columns, value), "rows.jsonl:7")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", files("data/formats"))
+def test_a_format_reads_text_or_a_chat(name: str) -> None:
+    turns = {
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}],
+        "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}],
+    }
+    entry = formats.get(name)
+    row = {column: turns.get(column, "ho") for column in entry.columns}
+    parsed = entry.parse(row, "rows.jsonl:1")
+    assert isinstance(parsed, Text | Chat)
+    last = parsed.text if isinstance(parsed, Text) else parsed.messages[-1].content
+    assert last == "ho"
+
+
+def loralab(*arguments: str) -> str:
+    """What the command line prints; it must not import torch for that."""
+    code = (
+        f"import sys; from loralab.cli.main import main; sys.argv = {['loralab', *arguments]!r}\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules, 'help imports torch'"
+    )
+    return python(code, SOURCE)
+
+
+@pytest.mark.parametrize("name", files("cli/commands"))
+def test_a_command_has_help(name: str) -> None:
+    if find_spec("loralab.cli.main") is None:
+        pytest.skip("there is no command line yet")
+    command = name.strip("_").replace("_", "-")
+    assert command in loralab("--help").split()
+    assert f"loralab {command}" in loralab(command, "--help")
