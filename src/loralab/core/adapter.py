@@ -45,7 +45,7 @@ class Factors:
 
     def norm(self) -> float:
         """Return the Frobenius norm of the delta, without building it: |B A|^2 = <B^T B, A A^T>."""
-        a, b = self.a_RI.double(), self.b_OR.double()
+        a, b = self.a_RI.detach().double(), self.b_OR.detach().double()
         squared = ((b.t() @ b) * (a @ a.t())).sum().clamp_min(0)
         return float(squared.sqrt()) * abs(self.scaling)
 

@@ -383,7 +383,7 @@ def _replace(model: nn.Module, swaps: Mapping[int, nn.Module]) -> None:
 
 
 def _any_tied(model: nn.Module, layers: Sequence[LoraLayer]) -> bool:
-    originals = {id(layer._original) for layer in layers}
+    originals = {id(layer.original_weight) for layer in layers}
     return any(id(p) in originals for _, p in model.named_parameters(remove_duplicate=False))
 
 

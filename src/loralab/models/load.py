@@ -1,6 +1,5 @@
 """Base models and tokenizers from a folder or the hub. Pickles are refused unless asked for by name."""
 
-import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from loralab.errors import ModelError
 from loralab.models.demo import BASE as DEMO_BASE
 from loralab.models.hardware import choose_device, choose_dtype
+from loralab.models.quiet import quiet
 
 __all__ = ["DEMO", "BaseModel", "load_base", "load_tokenizer"]
 
@@ -48,16 +47,18 @@ class BaseModel:
 def load_base(name: str, dtype: str = "auto", *, allow_pickle: bool = False) -> BaseModel:
     """Return the causal language model `name` (a folder, a hub id, or "demo") with its tokenizer.
 
+    `dtype` is "auto", a dtype's name, or "stored" for that of the files.
+
     Raises:
         ModelError: no such model, a file is missing or damaged, or its weights are a pickle.
         ConfigError: no dtype of that name.
     """
     device = choose_device()
-    wanted = choose_dtype(dtype, device)
+    wanted = "auto" if dtype == "stored" else choose_dtype(dtype, device)
     where = _resolve(name)
     _check_folder(where, allow_pickle)
     tokenizer = load_tokenizer(name)
-    with _quiet():
+    with quiet():
         model = _explained(
             name,
             lambda: AutoModelForCausalLM.from_pretrained(
@@ -65,7 +66,7 @@ def load_base(name: str, dtype: str = "auto", *, allow_pickle: bool = False) -> 
             ),
         )
     model.name_or_path = model.config.name_or_path = name
-    return BaseModel(name, model.to(device).eval(), tokenizer, wanted, device)
+    return BaseModel(name, model.to(device).eval(), tokenizer, model.dtype, device)
 
 
 def load_tokenizer(name: str) -> Any:
@@ -75,7 +76,7 @@ def load_tokenizer(name: str) -> Any:
         ModelError: no such model, or it has no tokenizer.
     """
     where = _resolve(name)
-    with _quiet():
+    with quiet():
         tokenizer = _explained(name, lambda: AutoTokenizer.from_pretrained(where))
     if not tokenizer.is_fast:
         raise ModelError(f"{name}: loralab needs a fast tokenizer (a tokenizer.json).")
@@ -140,18 +141,3 @@ def _explained(name: str, load: Any) -> Any:
         if Path(_resolve(name)).is_dir():
             raise ModelError(f"{name}: cannot be loaded as a causal language model: {first}") from None
         raise ModelError(f"{name}: neither a folder here nor a model on the hub{offline}.") from None
-
-
-class _quiet:
-    """Keep transformers' own progress bars and notices off the screen."""
-
-    def __enter__(self) -> None:
-        self.level = transformers_logging.get_verbosity()
-        self.bars = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.set_verbosity(logging.ERROR)
-        transformers_logging.disable_progress_bar()
-
-    def __exit__(self, *exc: object) -> None:
-        transformers_logging.set_verbosity(self.level)
-        if self.bars:
-            transformers_logging.enable_progress_bar()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loralab.errors import ConfigError, did_you_mean
 
@@ -87,22 +87,6 @@ class RunConfig(BaseModel):
     allow_pickle: bool = False
     """Load a base whose weights are a pickle file. A pickle can run any program."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "RunConfig":
-        if self.name and (not _NAME.fullmatch(self.name) or ".." in self.name):
-            raise ValueError(
-                f"name: {self.name!r} must be letters, digits, '-', '_' and '.', with no path in it"
-            )
-        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"micro_batch_size: {self.micro_batch_size} does not divide batch_size {self.batch_size}"
-            )
-        if self.cutoff_length is not None and self.overlap_length >= self.cutoff_length:
-            raise ValueError(
-                f"overlap_length: {self.overlap_length} must be less than cutoff_length {self.cutoff_length}"
-            )
-        return self
-
     @property
     def targets(self) -> str | list[str]:
         """`target_modules` as `LoraConfig` takes it: a preset, a list of names, or a regex."""
@@ -144,12 +128,33 @@ def check(values: dict[str, Any], where: str = "") -> RunConfig:
     """Return the settings, checked; all faults are reported at once.
 
     Raises:
-        ConfigError: an unknown key, or a value of the wrong kind or out of range.
+        ConfigError: an unknown key, a value of the wrong kind or out of range, two that conflict.
     """
     try:
-        return RunConfig(**values)
+        config = RunConfig(**values)
+        fault = "; ".join(_conflicts(config))
     except ValidationError as error:
-        raise ConfigError(f"{where + ': ' if where else ''}{explain(error)}") from None
+        fault = explain(error)
+    if fault:
+        raise ConfigError(f"{where}: {fault}" if where else fault)
+    return config
+
+
+def _conflicts(config: RunConfig) -> list[str]:
+    faults = []
+    if config.name and (not _NAME.fullmatch(config.name) or ".." in config.name):
+        faults.append(
+            f"name is {config.name!r}: expected letters, digits, '-', '_' and '.', with no path in it"
+        )
+    if config.micro_batch_size is not None and config.batch_size % config.micro_batch_size:
+        faults.append(
+            f"micro_batch_size {config.micro_batch_size} does not divide batch_size {config.batch_size}"
+        )
+    if config.cutoff_length is not None and config.overlap_length >= config.cutoff_length:
+        faults.append(
+            f"overlap_length {config.overlap_length} must be less than cutoff_length {config.cutoff_length}"
+        )
+    return faults
 
 
 def explain(error: ValidationError) -> str:

@@ -5,7 +5,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from loralab.adapters import PeftModel, get_peft_model
+from loralab.adapters.habits import Habits, write_habits
 from loralab.core.config import LoraConfig
 from loralab.data.dataset import Dataset, load_dataset
 from loralab.errors import CheckpointError, ConfigError, LoralabError, TrainingError
@@ -52,7 +53,13 @@ class Run:
         """When the run will do what."""
         return plan(self.config, len(self.data.examples))
 
-    def events(self) -> Iterator[Event]:
+    @property
+    def habits(self) -> Habits:
+        """How the adapter is trained to be spoken to."""
+        template = "auto" if self.data.template == "none" else self.data.template
+        return Habits(self.data.format, template)
+
+    def events(self) -> Generator[Event, None, None]:
         """Train, and yield what happens; every event is in the run's folder before it is yielded.
 
         Closing the generator saves a checkpoint of the last whole step and marks the run as interrupted.
@@ -125,6 +132,7 @@ class Run:
         with new_folder(self.folder.adapter) as temporary:
             for name in ("adapter_config.json", "adapter_model.safetensors"):
                 shutil.copyfile(self.folder.checkpoint(chosen) / name, temporary / name)
+            write_habits(temporary, self.habits)
             write_text(temporary / "README.md", card(self.config, self.data, progress, adapter.config))
         return Finished(
             progress.step,
@@ -202,10 +210,14 @@ def _assemble(config: RunConfig, folder: RunFolder, checkpoint: Path | None) -> 
             base_model_name_or_path=config.model,
         ),
     )
+    return Run(folder, config, base, model, causal_lm(base), data, eval_data, checkpoint)
+
+
+def causal_lm(base: BaseModel) -> CausalLM:
+    """Return next-token prediction as `base` needs it. Raises as `find_isolation`."""
     vocabulary = base.model.get_input_embeddings().num_embeddings
     isolation = find_isolation(base.model, vocabulary, base.device, base.dtype)
-    task = CausalLM(base.tokenizer.pad_token_id, isolation, base.device, base.dtype)
-    return Run(folder, config, base, model, task, data, eval_data, checkpoint)
+    return CausalLM(base.tokenizer.pad_token_id, isolation, base.device, base.dtype)
 
 
 def load_data(path: str, config: RunConfig, base: BaseModel) -> Dataset:
@@ -213,7 +225,7 @@ def load_data(path: str, config: RunConfig, base: BaseModel) -> Dataset:
     return load_dataset(
         Path(path),
         base.tokenizer,
-        cutoff_length=config.cutoff_length or _DEFAULT_CUTOFF,
+        cutoff_length=_cutoff(config, base),
         overlap_length=config.overlap_length,
         format=config.format,
         template=config.template,

@@ -47,8 +47,8 @@ class LoraLayer(nn.Module, ABC):
         self.lora_dropout = nn.ModuleDict()
         self.merged_adapters: list[str] = []
         self._activation = activation
-        self._original: nn.Parameter | None = None
-        self._merged: nn.Parameter | None = None
+        # In a plain dict, so that a weight kept aside is no parameter of the model.
+        self._weights: dict[str, nn.Parameter] = {}
 
     @abstractmethod
     def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -71,6 +71,11 @@ class LoraLayer(nn.Module, ABC):
         """The base layer's weight, merged if the layer is."""
         weight: nn.Parameter = self.base_layer.weight  # type: ignore[assignment]
         return weight
+
+    @property
+    def original_weight(self) -> nn.Parameter:
+        """The base layer's weight as it was found, whatever is merged."""
+        return self._weights.get("original", self.weight)
 
     @property
     def bias(self) -> nn.Parameter | None:
@@ -186,7 +191,7 @@ class LoraLayer(nn.Module, ABC):
         names = sorted(name for name in names if name in self.r)
         if not names:
             return None
-        original = self.weight if self._original is None else self._original
+        original = self.original_weight
         total = original.detach().to(_delta_dtype(original.dtype), copy=True)
         for name in names:
             total += self.delta(name)
@@ -203,19 +208,24 @@ class LoraLayer(nn.Module, ABC):
         The original tensor is kept, never added to or subtracted from, so it comes back bit for bit. A weight
         that is tied to another module's stays as it is there.
         """
-        if self._original is None:
-            self._original = self.weight
-        self._merged = merged
+        original = self.original_weight
+        self._weights = {} if merged is None else {"original": original, "merged": merged}
+        self.base_layer.weight = original
         self.merged_adapters = [name for name in names if name in self.r]
         self.show_merged(self._activation.enabled)
 
     def show_merged(self, shown: bool) -> None:
         """Put the merged weight in place, or the original one; both are kept, neither is computed."""
-        if self._original is None:
-            return
-        self.base_layer.weight = self._merged if shown and self._merged is not None else self._original
-        if self._merged is None:
-            self._original = None
+        if self._weights:
+            self.base_layer.weight = self._weights["merged" if shown else "original"]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Move or convert the weight that is kept aside with all the others."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for weight in self._weights.values():
+            if weight is not self.weight:
+                weight.data = fn(weight.data)
+        return self
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}: r={rank}" for name, rank in self.r.items())

@@ -1,7 +1,10 @@
-"""The base model and the tasks that come with loralab. Made by ``scripts/demo_base``."""
+"""The base model and the task that come with loralab. Made by ``scripts/demo_base``."""
 
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
-BASE = FOLDER / "base"
-TASKS = FOLDER / "tasks"
+_FOLDER = Path(__file__).parent
+BASE = _FOLDER / "base"
+SETTINGS = _FOLDER / "run.toml"
+TRAIN = _FOLDER / "tasks" / "pirate_train.jsonl"
+EVAL = _FOLDER / "tasks" / "pirate_eval.jsonl"
+PROMPTS = _FOLDER / "tasks" / "prompts.json"

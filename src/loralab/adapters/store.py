@@ -1,0 +1,41 @@
+"""Where an adapter lies: a folder, a run's name, or a hub id."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from loralab.adapters.peft_format import CONFIG_FILE
+from loralab.errors import AdapterError, did_you_mean
+
+__all__ = ["find_adapter"]
+
+
+def find_adapter(name: str, runs: str | Path = "runs") -> Path:
+    """Return the folder of the adapter called `name`: a folder, else a run in `runs`, else on the hub.
+
+    Raises:
+        AdapterError: there is none; near names among the runs are offered.
+    """
+    if (Path(name) / CONFIG_FILE).is_file():
+        return Path(name)
+    run = Path(runs) / name
+    if (run / "adapter" / CONFIG_FILE).is_file():
+        return run / "adapter"
+    if (run / "config.toml").is_file():
+        raise AdapterError(
+            f"run {name!r} has no adapter yet; 'loralab resume {name}' goes on with it. "
+            f"Its checkpoints are adapters too: {run / 'checkpoints'}."
+        )
+    if Path(name).is_dir():
+        raise AdapterError(f"{name}: no {CONFIG_FILE} there; is it an adapter folder?")
+    known = [path.parent.parent.name for path in Path(runs).glob(f"*/adapter/{CONFIG_FILE}")]
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        try:
+            return Path(snapshot_download(name, allow_patterns=["adapter_*", "loralab.json"]))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+            pass
+    raise AdapterError(
+        f"there is no adapter {name!r}: not a folder, not a run in {runs}"
+        f"{', not on the hub (or it cannot be reached)' if '/' in name else ''}.{did_you_mean(name, known)}"
+    )

@@ -1,0 +1,62 @@
+"""``loralab merge``."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from loralab.cli.output import Output, Screen
+from loralab.errors import ConfigError
+
+
+def command(
+    *,
+    model: str,
+    adapter: str,
+    out: Path,
+    runs: str = "runs",
+    dtype: str = "stored",
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    allow_pickle: bool = False,
+    output: Output = Output(),  # noqa: B008
+) -> None:
+    """Write the base with the adapter merged into its weights: a model folder that needs no loralab.
+
+    Each weight is W + scale * B A, added in float32 and rounded once to the dtype of the result.
+
+    Parameters
+    ----------
+    model
+        Base model: a folder, a hub id, or "demo".
+    adapter
+        Adapter: a folder, a run's name, or a hub id.
+    out
+        Folder to write; it must not exist, or be empty.
+    runs
+        Folder that holds the runs.
+    dtype
+        Precision of the result: stored (the base's own), float32, bfloat16, float16.
+    overwrite
+        Replace the folder.
+    allow_pickle
+        Load a base or adapter that is a pickle file.
+    """
+    from loralab.adapters import PeftModel
+    from loralab.adapters.store import find_adapter
+    from loralab.files import new_folder
+    from loralab.models import load_base
+    from loralab.models.quiet import quiet
+
+    screen = Screen(output)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+        raise ConfigError(f"{out} exists already; choose another --out, or replace it with --overwrite.")
+    folder = find_adapter(adapter, runs)
+    base = load_base(model, dtype, allow_pickle=allow_pickle)
+    adapted = PeftModel.from_pretrained(base.model, folder, allow_pickle=allow_pickle)
+    modules = len(adapted.base_model.lora_layers)
+    merged = adapted.merge_and_unload()
+    with quiet(), new_folder(out) as temporary:
+        merged.save_pretrained(temporary)
+        base.tokenizer.save_pretrained(temporary)
+    screen.data({"out": str(out), "modules": modules, "dtype": str(base.dtype).removeprefix("torch.")})
+    screen.fact("merged", f"{modules} modules of {model}, {str(base.dtype)[6:]}, into {out}")

@@ -1,0 +1,99 @@
+"""What `train` and `resume` print around a run."""
+
+import math
+
+from loralab.cli.output import Screen, duration, size
+from loralab.cli.progress import follow
+from loralab.core.adapter import Adapter
+from loralab.data.dataset import Dataset
+from loralab.training.events import Finished
+from loralab.training.run import Run
+
+__all__ = ["carry_out", "show_plan", "show_result"]
+
+
+def carry_out(run: Run, screen: Screen) -> None:
+    """Show the plan of a run, train it, show its result."""
+    show_plan(run, screen)
+    finished = follow(run, screen)
+    if finished is not None:
+        show_result(run, finished, screen)
+        show_next(run, screen)
+
+
+def show_plan(run: Run, screen: Screen) -> None:
+    """Print what is about to happen."""
+    config, plan = run.config, run.plan
+    trainable, total = run.model.get_nb_trainable_parameters()
+    screen.fact("run", str(run.folder.path))
+    screen.fact(
+        "base",
+        f"{config.model}, {total - trainable:,} parameters, {str(run.base.dtype)[6:]} on {run.base.device}",
+    )
+    screen.fact("data", describe(run.data, config.data))
+    if run.eval_data and config.eval_data:
+        screen.fact("eval data", describe(run.eval_data, config.eval_data))
+    screen.fact(
+        "adapter",
+        f"rank {config.r}, alpha {config.lora_alpha:g}, on {len(run.model.base_model.lora_layers)} modules",
+    )
+    screen.fact(
+        "trained", f"{trainable:,} of {total:,} parameters ({trainable / total:.2%}). {arithmetic(run)}"
+    )
+    every = f"evaluate every {plan.eval_steps}, " if run.eval_data else ""
+    screen.fact(
+        "plan",
+        f"{plan.steps:,} steps of {config.batch_size} examples, "
+        f"{plan.steps / plan.steps_per_epoch:.3g} epochs; {every}save every {plan.save_steps}",
+    )
+
+
+def describe(data: Dataset, path: str) -> str:
+    """Return one line about a data set: what is used, what is not."""
+    rejected = f"; {len(data.rejected)} rows rejected, see rejected.jsonl" if data.rejected else ""
+    unused = f"; columns not used: {', '.join(data.unused_columns)}" if data.unused_columns else ""
+    template = "" if data.template == "none" else f", template {data.template}"
+    return (
+        f"{path}: {len(data.examples):,} examples (format {data.format}{template}), {data.tokens:,} tokens, "
+        f"{data.trained_tokens:,} of them trained{rejected}{unused}"
+    )
+
+
+def arithmetic(run: Run) -> str:
+    """Return the r(n+k) arithmetic of the largest adapted weight."""
+    adapter: Adapter = run.model.base_model.adapter("default")
+    path, factors = max(
+        adapter.modules().items(), key=lambda item: item[1].a_RI.shape[1] * item[1].b_OR.shape[0]
+    )
+    rank, inputs = factors.a_RI.shape
+    outputs = factors.b_OR.shape[0]
+    return (
+        f"{path.rpartition('.')[2]}: {rank} x ({outputs} + {inputs}) = {rank * (outputs + inputs):,} numbers "
+        f"in place of {outputs} x {inputs} = {outputs * inputs:,}"
+    )
+
+
+def show_result(run: Run, finished: Finished, screen: Screen) -> None:
+    """Print what came of a run."""
+    screen.fact("done", f"in {duration(finished.seconds)}, peak memory {size(finished.peak_memory)}")
+    if finished.base_loss is not None and finished.loss is not None:
+        screen.fact(
+            "eval loss",
+            f"base {finished.base_loss:.4f} -> adapter {finished.loss:.4f} (step {finished.chosen_step}); "
+            f"perplexity {math.exp(finished.base_loss):.2f} -> {math.exp(finished.loss):.2f}",
+        )
+    screen.fact("adapter", finished.path)
+
+
+def show_next(run: Run, screen: Screen) -> None:
+    """Print the commands to try next."""
+    runs = "" if run.config.runs == "runs" else f" --runs {run.config.runs}"
+    both = f"--model {run.config.model} --adapter {run.folder.name}{runs}"
+    screen.say()
+    screen.say("next:")
+    for line in (
+        f"loralab chat {both} --compare",
+        f"loralab show {run.folder.name}{runs}",
+        f"loralab merge {both} --out {run.folder.name}-merged",
+    ):
+        screen.say(f"  {line}")

@@ -1,0 +1,1 @@
+"""Using adapters: generation with a base model and adapters that come and go."""

@@ -1,0 +1,116 @@
+"""Text from a model, piece by piece as it is written."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any
+
+import torch
+from transformers import TextIteratorStreamer
+
+from loralab.adapters.habits import Habits
+from loralab.data.encode import encode_prompt, stop_ids
+from loralab.data.formats import get as get_format
+from loralab.data.templates import Template, choose_template
+from loralab.data.types import Message
+from loralab.errors import ConfigError
+
+__all__ = ["Sampling", "continue_text", "stream", "template_for"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: the likeliest (temperature 0), or drawn."""
+
+    max_new_tokens: int = 200
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1.")
+        if self.temperature < 0:
+            raise ConfigError(f"temperature is {self.temperature}; expected 0 (no chance) or more.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}; expected a share above 0, up to 1.")
+
+
+def template_for(habits: Habits, tokenizer: Any) -> Template | None:
+    """Return the template for an adapter's prompts; None where text is continued as it stands."""
+    if habits.format == "text":
+        return None
+    if habits.template in ("auto", "tokenizer") and not tokenizer.chat_template:
+        return (
+            None
+            if habits.format == "auto"
+            else choose_template(tokenizer, get_format(habits.format).template)
+        )
+    return choose_template(tokenizer, "plain", habits.template)
+
+
+def stream(
+    model: Any, tokenizer: Any, prompt: str | Sequence[Message], habits: Habits, sampling: Sampling
+) -> Iterator[str]:
+    """Yield the model's answer in pieces. A prompt that is text is put into the template as a user's turn.
+
+    Where there is no template, text is continued as it stands, of a conversation the last message.
+
+    Raises:
+        ConfigError: the prompt leaves no room for an answer.
+    """
+    template = template_for(habits, tokenizer)
+    if template is not None and isinstance(prompt, str):
+        prompt = [Message("user", prompt)]
+    elif template is None and not isinstance(prompt, str):
+        prompt = prompt[-1].content
+    ids = encode_prompt(prompt, template, tokenizer)
+    stops = stop_ids(template, tokenizer) if template else [tokenizer.eos_token_id]
+    return continue_text(model, tokenizer, ids, [stop for stop in stops if stop is not None], sampling)
+
+
+def continue_text(
+    model: Any, tokenizer: Any, ids: Sequence[int], stops: Sequence[int], sampling: Sampling
+) -> Iterator[str]:
+    """Yield the continuation of the token ids, up to a stop token, in pieces of text.
+
+    Raises:
+        ConfigError: the prompt leaves no room for an answer.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    room = (
+        sampling.max_new_tokens if positions is None else min(sampling.max_new_tokens, positions - len(ids))
+    )
+    if room < 1:
+        raise ConfigError(
+            f"the prompt has {len(ids)} tokens and the model {positions} positions: no room to answer."
+        )
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    input_ids = torch.tensor([list(ids)], device=model.device)
+    choice: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if sampling.temperature > 0:
+        choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            torch.manual_seed(sampling.seed)
+            model.generate(
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                max_new_tokens=room,
+                eos_token_id=list(stops) or None,
+                pad_token_id=tokenizer.pad_token_id,
+                streamer=streamer,
+                **choice,
+            )
+        except BaseException as error:  # handed to the reader below
+            failure.append(error)
+            streamer.end()
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    yield from streamer
+    thread.join()
+    if failure:
+        raise failure[0]

@@ -1,0 +1,340 @@
+"""Whole models: tied and shared weights, copies, several adapters, and calls that fail half-way."""
+
+import copy
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from loralab.adapters import PeftModel, get_peft_model
+from loralab.core.config import LoraConfig
+from loralab.core.model import LoraModel
+from loralab.errors import AdapterError, ConfigError, LoralabError, TargetError
+
+IDS = torch.arange(1, 13).view(2, 6)
+
+
+def llama(tied: bool = True) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=tied,
+        attention_dropout=0.0,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def config(*targets: str, **settings: Any) -> LoraConfig:
+    settings = {"r": 4, "init_lora_weights": False, **settings}
+    return LoraConfig(target_modules=list(targets), **settings)
+
+
+class Shared(nn.Module):
+    """One linear layer at two places, in one parent and in another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(4, 4)
+        self.two = self.one
+        self.inner = nn.Sequential(nn.Tanh(), self.one)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.two(self.one(x)))
+
+
+class Head(nn.Module):
+    """A layer to adapt and a head to train in full."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x)))
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head", "q_proj"])
+def test_merging_into_tied_weights_touches_the_targeted_module_only(target: str) -> None:
+    model = get_peft_model(llama(), config(target)).eval()
+    base = model.get_base_model()
+    embedding, head = llama().model.embed_tokens.weight, llama().lm_head.weight
+    before = model(IDS).logits
+    model.merge_adapter()
+    torch.testing.assert_close(model(IDS).logits, before)
+    assert torch.equal(base.get_input_embeddings().weight, embedding) == (target != "embed_tokens")
+    assert torch.equal(base.get_output_embeddings().weight, head) == (target != "lm_head")
+    model.unmerge_adapter()
+    assert base.get_input_embeddings().weight is base.get_output_embeddings().weight
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head", "q_proj"])
+def test_a_merged_tied_model_is_the_same_after_saving_and_loading(target: str, tmp_path: Path) -> None:
+    model = get_peft_model(llama(), config(target)).eval()
+    before = model(IDS).logits
+    merged = model.merge_and_unload()
+    tied = target == "q_proj"
+    assert (merged.lm_head.weight is merged.model.embed_tokens.weight) == tied
+    assert merged.config.tie_word_embeddings == tied
+    merged.save_pretrained(tmp_path)
+    again = LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(IDS).logits, before)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_deep_copy_is_independent(merged: bool) -> None:
+    model = get_peft_model(llama(), config("q_proj", "lm_head", "embed_tokens")).eval()
+    model.add_adapter("other", config("v_proj"))
+    if merged:
+        model.merge_adapter()
+    twin = copy.deepcopy(model)
+    before = model(IDS).logits
+    assert torch.equal(twin(IDS).logits, before)
+    twin.set_adapter("other")
+    twin.unmerge_adapter()
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert torch.equal(model(IDS).logits, before)
+    assert model.active_adapters == ["default"]
+    assert model.merged_adapters == (["default"] if merged else [])
+    twin.delete_adapter("default")
+    assert list(model.peft_config) == ["default", "other"]
+
+
+def test_a_model_survives_torch_save() -> None:
+    model = get_peft_model(llama(), config("q_proj")).eval()
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
+def test_a_shared_layer_is_adapted_wherever_it_stands() -> None:
+    torch.manual_seed(0)
+    net, x = Shared(), torch.randn(3, 4)
+    base = net(x)
+    original = net.one
+    model = LoraModel(net, config("one")).eval()
+    assert net.one is net.two is net.inner[1] is not original
+    before = model(x)
+    delta = net.one.delta("default")
+
+    def layer(y: Tensor) -> Tensor:
+        return original(y) + y @ delta.t()
+
+    torch.testing.assert_close(before, layer(torch.tanh(layer(layer(x)))))
+    model.merge_adapter()
+    torch.testing.assert_close(model(x), before)
+    model.unload()
+    assert net.one is net.two is net.inner[1] is original
+    assert torch.equal(net(x), base)
+
+
+def test_only_the_active_adapters_get_gradients() -> None:
+    model = LoraModel(Head(), config("first", modules_to_save=["head"]), "a")
+    model.attach("b", config("first", "second"))
+
+    def trained() -> set[str]:
+        return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    a = {"model.first.lora_A.a.weight", "model.first.lora_B.a.weight"}
+    a |= {"model.head.modules_to_save.a.weight", "model.head.modules_to_save.a.bias"}
+    b = {f"model.{layer}.lora_{side}.b.weight" for layer in ("first", "second") for side in "AB"}
+    model.set_adapter("a")
+    assert trained() == a
+    model.set_adapter("b")
+    assert trained() == b
+    model.set_adapter(["a", "b"])
+    assert trained() == a | b
+    model.set_adapter("a", inference_mode=True)
+    assert trained() == set()
+
+
+def test_deleting_an_adapter_leaves_the_others_as_they_were() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 4)
+    model = LoraModel(Head(), config("first"), "a").eval()
+    only_a = model(x)
+    model.attach("b", config("first", "second", modules_to_save=["head"]))
+    model.set_adapter(["a", "b"])
+    model.merge_adapter()
+    model.detach("b")
+    torch.testing.assert_close(model(x), only_a)
+    model.unmerge_adapter()
+    assert torch.equal(model(x), only_a)
+    assert model.active_adapters == ["a"]
+    assert not any(".b." in name for name in model.state_dict())
+    with pytest.raises(AdapterError, match=r"no adapter 'b'.*loaded are a"):
+        model.set_adapter("b")
+    model.attach("b", config("second"))
+    assert list(model.peft_config) == ["a", "b"]
+
+
+def test_deleting_the_last_adapter_leaves_the_base() -> None:
+    net, x = Head(), torch.randn(3, 4)
+    base = net(x)
+    model = LoraModel(net, config("first"))
+    model.detach("default")
+    assert torch.equal(model(x), base)
+    model.attach("new", config("second"))
+    model.set_adapter("new")
+    assert not torch.equal(model(x), base)
+
+
+def test_unload_undoes_everything() -> None:
+    net, x = Head(), torch.randn(3, 4)
+    before, kinds = state(net), [type(module) for module in net.modules()]
+    base, head = net(x), net.head
+    model = LoraModel(net, config("first", modules_to_save=["head"]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1.0)
+    model.merge_adapter()
+    assert not torch.equal(model(x), base)
+    assert model.unload() is net
+    assert net.head is head
+    assert [type(module) for module in net.modules()] == kinds
+    assert equal(state(net), before)
+    assert torch.equal(net(x), base)
+
+
+def test_merge_and_unload_keeps_the_trained_head() -> None:
+    net, x = Head(), torch.randn(3, 4)
+    model = LoraModel(net, config("first", modules_to_save=["head"])).eval()
+    with torch.no_grad():
+        net.head.modules_to_save["default"].weight.add_(1.0)
+    before = model(x)
+    plain = model.merge_and_unload()
+    assert type(plain.head) is nn.Linear
+    torch.testing.assert_close(plain(x), before)
+
+
+def test_disabling_can_be_nested() -> None:
+    net, x = Head(), torch.randn(3, 4)
+    base = net(x)
+    model = get_peft_model(net, config("first", modules_to_save=["head"]))
+    adapted = model(x)
+    with model.disable_adapter():
+        with model.disable_adapter():
+            assert torch.equal(model(x), base)
+        assert torch.equal(model(x), base)
+    assert torch.equal(model(x), adapted)
+    with pytest.raises(ZeroDivisionError), model.disable_adapter():
+        raise ZeroDivisionError
+    assert torch.equal(model(x), adapted)
+
+
+def test_merging_does_not_change_what_the_model_is_made_of() -> None:
+    model = get_peft_model(llama(), config("q_proj"))
+    names, numbers = list(model.state_dict()), model.get_nb_trainable_parameters()
+    model.merge_adapter()
+    assert list(model.state_dict()) == names
+    assert model.get_nb_trainable_parameters() == numbers
+
+
+def test_a_merged_model_can_be_moved_to_another_precision() -> None:
+    model = get_peft_model(llama(), config("q_proj")).eval()
+    adapted = model(IDS).logits
+    model.merge_adapter()
+    model.double()
+    torch.testing.assert_close(model(IDS).logits, adapted.double(), atol=1e-5, rtol=1e-5)
+    with model.disable_adapter():
+        torch.testing.assert_close(model(IDS).logits, llama().double()(IDS).logits, atol=1e-5, rtol=1e-5)
+    model.unmerge_adapter()
+    torch.testing.assert_close(model(IDS).logits, adapted.double(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        config("1", "2", r=3),
+        config("1", init_lora_weights="pissa"),
+        config("1", "nothing"),
+        config("1", modules_to_save=["nothing"]),
+        config("1", "3"),
+    ],
+    ids=["rank", "init", "target", "save", "kind"],
+)
+def test_an_adapter_that_cannot_be_attached_leaves_no_trace(broken: LoraConfig) -> None:
+    net = nn.Sequential(*(nn.Conv1d(4, 4, 1, groups=g) for g in (1, 1, 2)), nn.Tanh())
+    x = torch.randn(2, 4, 5)
+    model = LoraModel(net, config("0", "1"), "a").eval()
+    before, kinds = state(model), [type(module) for module in net.modules()]
+    expected = model(x)
+    with pytest.raises(LoralabError):
+        model.attach("b", broken)
+    assert equal(state(model), before)
+    assert [type(module) for module in net.modules()] == kinds
+    assert [layer.adapters for layer in model.lora_layers.values()] == [("a",), ("a",)]
+    model.attach("b", config("0"))
+    model.set_adapter("b")
+    model.set_adapter("a")
+    assert torch.equal(model(x), expected)
+
+
+def test_names_that_cannot_be_used_are_refused() -> None:
+    model = LoraModel(Head(), config("first"))
+    for name, fault in [("a.b", "without dots"), ("", "word"), ("__base__", "__base__"), ("default", "already")]:
+        with pytest.raises(ConfigError, match=fault):
+            model.attach(name, config("first"))
+    with pytest.raises(ConfigError, match="already"):
+        get_peft_model(get_peft_model(Head(), config("first")), config("first"))
+
+
+def test_a_failed_first_adapter_leaves_the_model_trainable() -> None:
+    net = Head()
+    with pytest.raises(TargetError, match="matches no module"):
+        get_peft_model(net, config("frist"))
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert type(net.first) is nn.Linear
+
+
+def test_only_one_adapter_may_train_the_biases_of_the_base() -> None:
+    model = LoraModel(Head(), config("first", bias="all"))
+    with pytest.raises(ConfigError, match="'default' trains the base's biases"):
+        model.attach("b", config("first", bias="lora_only"))
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+def test_checkpointed_layers_with_dropout_give_the_same_gradients() -> None:
+    def gradients(checkpointed: bool) -> dict[str, Tensor]:
+        model = get_peft_model(llama(), config("q_proj", "up_proj", lora_dropout=0.3)).train()
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(7)
+        model(IDS, labels=IDS).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    plain, checkpointed = gradients(False), gradients(True)
+    assert len(plain) == 8
+    assert equal(plain, checkpointed)
+
+
+def test_a_model_passes_for_its_base() -> None:
+    model = get_peft_model(llama(), config("q_proj"))
+    assert isinstance(model, PeftModel)
+    assert isinstance(model, LlamaForCausalLM)
+    assert model.config is model.get_base_model().config
+    assert model.generate(IDS, max_new_tokens=2, do_sample=False, pad_token_id=0).shape == (2, 8)
