@@ -1,6 +1,7 @@
 """A training run on the screen: a bar on a terminal, lines in a pipe, events as JSON."""
 
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -27,10 +28,10 @@ class _Stop:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def follow(run: Run, screen: Screen) -> Finished | None:
-    """Train `run`, show its course, and return its last event; None when it was stopped before its end.
+def follow(run: Run, screen: Screen) -> Finished:
+    """Train `run`, show its course, and return its last event.
 
-    The first Ctrl-C (or SIGTERM) finishes the step and saves; the second stops at once.
+    The first Ctrl-C (or SIGTERM) finishes the step, saves and exits with code 130; the second stops at once.
     """
     with _stoppable() as stop, _view(run, screen) as view, closing(run.events()) as events:
         for event in events:
@@ -42,7 +43,7 @@ def follow(run: Run, screen: Screen) -> Finished | None:
                 break
     name = run.folder.name
     screen.say(f"stopped and saved. Go on with: loralab resume {name}{_runs_flag(run)}")
-    return None
+    sys.exit(130)
 
 
 def _runs_flag(run: Run) -> str:

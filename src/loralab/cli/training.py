@@ -15,10 +15,8 @@ __all__ = ["carry_out", "show_plan", "show_result"]
 def carry_out(run: Run, screen: Screen) -> None:
     """Show the plan of a run, train it, show its result."""
     show_plan(run, screen)
-    finished = follow(run, screen)
-    if finished is not None:
-        show_result(run, finished, screen)
-        show_next(run, screen)
+    show_result(run, follow(run, screen), screen)
+    show_next(run, screen)
 
 
 def show_plan(run: Run, screen: Screen) -> None:

@@ -16,22 +16,30 @@ def choose_device() -> torch.device:
     return torch.device("cpu")
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype called `name`; "auto" is bfloat16 where the device has it in hardware, else float32.
+_WIDE = 512
+"""On a CPU, below this width bfloat16's products cost more to set up than they save."""
+
+
+def choose_dtype(name: str, device: torch.device, width: int = _WIDE) -> torch.dtype:
+    """Return the dtype called `name` for a model of hidden size `width`.
+
+    "auto" is bfloat16 where the device has it in hardware and the model is wide enough to gain from it, else
+    float32.
 
     Raises:
         ConfigError: no dtype of that name, or one that the device cannot train in.
     """
     if name == "auto":
-        return torch.bfloat16 if _multiplies_bf16(device) else torch.float32
+        return torch.bfloat16 if _gains_from_bf16(device, width) else torch.float32
     if name not in DTYPES:
         raise ConfigError(f"dtype is {name!r}; expected auto, {', '.join(DTYPES)}.")
     return DTYPES[name]
 
 
-def _multiplies_bf16(device: torch.device) -> bool:
+def _gains_from_bf16(device: torch.device, width: int) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return bool(native) and width >= _WIDE
     return False

@@ -1,6 +1,7 @@
 """Base models and tokenizers from a folder or the hub. Pickles are refused unless asked for by name."""
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,10 @@ def load_base(name: str, dtype: str = "auto", *, allow_pickle: bool = False) -> 
         ConfigError: no dtype of that name.
     """
     device = choose_device()
-    wanted = "auto" if dtype == "stored" else choose_dtype(dtype, device)
     where = _resolve(name)
     _check_folder(where, allow_pickle)
+    width = getattr(load_config(name), "hidden_size", None) or sys.maxsize
+    wanted = "auto" if dtype == "stored" else choose_dtype(dtype, device, width)
     tokenizer = load_tokenizer(name)
     with quiet():
         model = _explained(

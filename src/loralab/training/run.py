@@ -74,18 +74,21 @@ class Run:
         try:
             for event in self._train():
                 self.folder.append(event)
-                state = dataclasses.replace(state, step=event.step, loss=getattr(event, "loss", state.loss))
-                if time.monotonic() - beat > _BEAT:
+                loss = getattr(event, "loss", None)
+                state = dataclasses.replace(state, step=event.step, loss=state.loss if loss is None else loss)
+                if isinstance(event, Finished):
+                    state = dataclasses.replace(state, state="finished")
+                if state.state == "finished" or time.monotonic() - beat > _BEAT:
                     self.folder.write_state(state)
                     beat = time.monotonic()
                 yield event
         except GeneratorExit:
-            self.folder.write_state(dataclasses.replace(state, state="interrupted"))
+            if state.state != "finished":
+                self.folder.write_state(dataclasses.replace(state, state="interrupted"))
             raise
         except LoralabError as error:
             self.folder.write_state(dataclasses.replace(state, state="failed", note=str(error)))
             raise
-        self.folder.write_state(dataclasses.replace(state, state="finished"))
 
     def _train(self) -> Iterator[Event]:
         held_out = self.eval_data.examples if self.eval_data else ()

@@ -30,10 +30,7 @@ def command(*, runs: str = "runs", output: Output = Output()) -> None:  # noqa: 
     screen.say()
     run = start(check(read_toml(demo.SETTINGS) | files | name, where=str(demo.SETTINGS)))
     show_plan(run, screen)
-    finished = follow(run, screen)
-    if finished is None:
-        return
-    show_result(run, finished, screen)
+    show_result(run, follow(run, screen), screen)
 
     def answer(prompt: str) -> str:
         pieces = stream(run.model, run.base.tokenizer, prompt, run.habits, Sampling(max_new_tokens=60))
