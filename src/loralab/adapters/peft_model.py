@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -15,6 +16,7 @@ from loralab.adapters.trainer import teach_trainer
 from loralab.core.adapter import Adapter
 from loralab.core.config import LoraConfig
 from loralab.core.model import LoraModel
+from loralab.core.status import LayerStatus, ModelStatus, layer_status, model_status
 from loralab.errors import ConfigError
 
 __all__ = ["PeftModel", "get_peft_model"]
@@ -78,7 +80,7 @@ class PeftModel(nn.Module):
         """Give `forward` the base's signature: Trainer picks a data set's columns by it."""
 
         def forward(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
-            return self.base_model(*args, **kwargs)
+            return PeftModel.forward(self, *args, **kwargs)
 
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         shown = inspect.signature(model.forward)
@@ -89,13 +91,21 @@ class PeftModel(nn.Module):
         forward.__signature__ = inspect.Signature([own, *parameters])  # type: ignore[attr-defined]
         self.forward = MethodType(forward, self)  # type: ignore[method-assign]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the base model returns, the active adapters applied."""
-        return self.base_model(*args, **kwargs)
+    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Return what the base model returns, the active adapters applied.
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the base model generates, the active adapters applied."""
-        return self.get_base_model().generate(*args, **kwargs)  # type: ignore[operator]
+        `adapter_names` gives every row of the batch an adapter of its own, or "__base__" for none.
+        """
+        with self._rows(adapter_names):
+            return self.base_model(*args, **kwargs)
+
+    def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Return what the base model generates, the active adapters (or each row's own) applied."""
+        with self._rows(adapter_names):
+            return self.get_base_model().generate(*args, **kwargs)  # type: ignore[operator]
+
+    def _rows(self, names: Sequence[str] | None) -> AbstractContextManager[None]:
+        return contextlib.nullcontext() if names is None else self.base_model.rows(names)
 
     def get_base_model(self) -> nn.Module:
         """Return the base model, with the LoRA layers still in it; see `unload` to take them out."""
@@ -144,6 +154,14 @@ class PeftModel(nn.Module):
             yield
         finally:
             self.base_model.enable_adapter_layers()
+
+    def get_layer_status(self) -> list[LayerStatus]:
+        """Return the status of every adapted layer."""
+        return layer_status(self.base_model)
+
+    def get_model_status(self) -> ModelStatus:
+        """Return the status of the model as a whole."""
+        return model_status(self.base_model)
 
     # files
 

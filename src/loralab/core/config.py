@@ -18,8 +18,6 @@ FORMAT_VERSION = "0.21.2"
 
 _OFF: dict[str, tuple[Any, ...]] = {
     "ensure_weight_tying": (False,),
-    "use_dora": (False,),
-    "lora_bias": (False,),
     "layer_replication": (None, []),
     "trainable_token_indices": (None, [], {}),
     "target_parameters": (None, []),
@@ -103,9 +101,12 @@ class LoraConfig:
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     """Other alphas by module: regex of the end of the name -> lora_alpha. The first match wins."""
 
-    ensure_weight_tying: bool = False
     use_dora: bool = False
+    """Train the length of every output's weights apart from their direction (arXiv 2402.09353)."""
     lora_bias: bool = False
+    """Give B a bias."""
+
+    ensure_weight_tying: bool = False
     layer_replication: list[tuple[int, int]] | None = None
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     target_parameters: list[str] | None = None
@@ -134,6 +135,11 @@ class LoraConfig:
         faults = _faults(self)
         if faults:
             raise ConfigError("; ".join(faults))
+
+    @property
+    def variant(self) -> str:
+        """The name of the variant in ``core/variants``."""
+        return "dora" if self.use_dora else "plain"
 
     def rank_of(self, path: str) -> int:
         """Return the rank for the module at `path`."""

@@ -1,7 +1,8 @@
 """`LoraModel`: a base model with adapters attached: attach and detach, switch, merge and unmerge."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from loralab.core import targets
 from loralab.core.adapter import Adapter
 from loralab.core.config import LoraConfig
-from loralab.core.layers import Activation, LoraLayer, wrap
+from loralab.core.layers import BASE, Activation, LoraLayer, wrap
 from loralab.core.saved import ModulesToSaveWrapper
 from loralab.errors import AdapterError, ConfigError, TargetError, did_you_mean
 
@@ -78,10 +79,10 @@ class LoraModel(nn.Module):
         if adapter is not None:
             self._check_fit(name, adapter, layers, saved, config)
         for path, layer in layers.items():
-            factors = None
+            tensors = None
             if adapter is not None:
-                factors = tuple(adapter.tensors[f"{path}.{key}"] for key in layer.tensor_names())
-            layer.add_adapter(name, path, config, factors)  # type: ignore[arg-type]
+                tensors = {key: adapter.tensors[f"{path}.{key}"] for key in layer.expected(path, config)}
+            layer.add_adapter(name, path, config, tensors)
         for wrapper in saved.values():
             wrapper.add_adapter(name, trains=not config.inference_mode)
         new: dict[str, LoraLayer | ModulesToSaveWrapper] = {**layers, **saved}
@@ -213,6 +214,28 @@ class LoraModel(nn.Module):
         for layer in self.lora_layers.values():
             layer.show_merged(enabled)
 
+    @contextlib.contextmanager
+    def rows(self, names: Sequence[str]) -> Iterator[None]:
+        """Within the block row i of a batch runs with the adapter names[i]; "__base__" with none.
+
+        Raises:
+            AdapterError: there is no such adapter, or adapters are merged.
+        """
+        self._known([name for name in names if name != BASE])
+        if self.merged_adapters:
+            raise AdapterError("a mixed batch needs the base's own weights; call unmerge_adapter() first.")
+        for name in set(names) - {BASE}:
+            if any(name in wrapper.modules_to_save for wrapper in self.saved_modules.values()):
+                raise AdapterError(
+                    f"adapter {name!r} has modules_to_save, which run for a whole batch; it cannot be mixed."
+                )
+        before = self._activation.rows
+        self._activation.rows = tuple(names)
+        try:
+            yield
+        finally:
+            self._activation.rows = before
+
     # merge and unmerge
 
     @property
@@ -245,7 +268,7 @@ class LoraModel(nn.Module):
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         self._known(names)
-        built = [(layer, layer.merged_weight(names)) for layer in self.lora_layers.values()]
+        built = [(layer, layer.merged_weights(names)) for layer in self.lora_layers.values()]
         for layer, merged in built:
             layer.install(names, merged)
 
@@ -301,9 +324,7 @@ class LoraModel(nn.Module):
     ) -> None:
         expected: dict[str, tuple[int, ...]] = {}
         for path, layer in layers.items():
-            shapes = layer.factor_shapes(config.rank_of(path))
-            for key, shape in zip(layer.tensor_names(), shapes, strict=True):
-                expected[f"{path}.{key}"] = shape
+            expected |= {f"{path}.{key}": shape for key, shape in layer.expected(path, config).items()}
         for path, wrapper in saved.items():
             for key, tensor in wrapper.original_module.state_dict().items():
                 expected[f"{path}.{key}"] = tuple(tensor.shape)

@@ -40,7 +40,7 @@ class ModulesToSaveWrapper(nn.Module):
     @property
     def shown(self) -> nn.Module:
         """The module that runs now."""
-        if self._activation.enabled:
+        if self._activation.enabled and self._activation.rows is None:
             for name in self._activation.names:
                 if name in self.modules_to_save:
                     return self.modules_to_save[name]

@@ -1,13 +1,17 @@
 """``init_lora_weights="gaussian"``: A normal with deviation 1/r, B zero (arXiv 2106.09685, section 4.1)."""
 
-from torch import Tensor, nn
+from torch import nn
+
+from loralab.core.inits import Start, no_option
+
+check = no_option
 
 
-def init(a_RI: Tensor, b_OR: Tensor, lookup: bool) -> None:
+def init(start: Start, option: str) -> None:
     """Fill both factors in place; B A is zero, so a fresh adapter changes nothing."""
-    if lookup:
-        nn.init.zeros_(a_RI)
-        nn.init.normal_(b_OR)
+    if start.lookup:
+        nn.init.zeros_(start.a_RI)
+        nn.init.normal_(start.b_OR)
     else:
-        nn.init.normal_(a_RI, std=1 / a_RI.shape[0])
-        nn.init.zeros_(b_OR)
+        nn.init.normal_(start.a_RI, std=1 / start.rank)
+        nn.init.zeros_(start.b_OR)

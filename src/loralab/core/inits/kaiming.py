@@ -6,14 +6,18 @@ looked up there, not multiplied.
 
 import math
 
-from torch import Tensor, nn
+from torch import nn
+
+from loralab.core.inits import Start, no_option
+
+check = no_option
 
 
-def init(a_RI: Tensor, b_OR: Tensor, lookup: bool) -> None:
+def init(start: Start, option: str) -> None:
     """Fill both factors in place; B A is zero, so a fresh adapter changes nothing."""
-    if lookup:
-        nn.init.zeros_(a_RI)
-        nn.init.normal_(b_OR)
+    if start.lookup:
+        nn.init.zeros_(start.a_RI)
+        nn.init.normal_(start.b_OR)
     else:
-        nn.init.kaiming_uniform_(a_RI, a=math.sqrt(5))
-        nn.init.zeros_(b_OR)
+        nn.init.kaiming_uniform_(start.a_RI, a=math.sqrt(5))
+        nn.init.zeros_(start.b_OR)

@@ -2,13 +2,17 @@
 
 import math
 
-from torch import Tensor, nn
+from torch import nn
+
+from loralab.core.inits import Start, no_option
+
+check = no_option
 
 
-def init(a_RI: Tensor, b_OR: Tensor, lookup: bool) -> None:
+def init(start: Start, option: str) -> None:
     """Fill both factors in place: uniform as in `torch.nn.Linear`, for an embedding normal."""
-    for factor in (a_RI, b_OR):
-        if lookup:
+    for factor in (start.a_RI, start.b_OR):
+        if start.lookup:
             nn.init.normal_(factor)
         else:
             nn.init.kaiming_uniform_(factor, a=math.sqrt(5))

@@ -6,11 +6,11 @@ target presets count such a module among the linear layers, and one final class 
 
 from torch import nn
 
-from loralab.core.layers.base import Activation, LoraLayer
+from loralab.core.layers.base import BASE, Activation, LoraLayer
 from loralab.core.registry import Registry
 from loralab.errors import TargetError
 
-__all__ = ["REGISTRY", "Activation", "LoraLayer", "is_linear", "supports", "wrap"]
+__all__ = ["BASE", "REGISTRY", "Activation", "LoraLayer", "is_linear", "supports", "wrap"]
 
 REGISTRY = Registry(__name__, list(__path__), "layer kind", besides=("base",))
 _ENTRIES = [REGISTRY.get(name) for name in REGISTRY.names]

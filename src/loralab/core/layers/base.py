@@ -1,21 +1,28 @@
 """The abstract LoRA layer: one base layer, any number of named adapters over it.
 
-Shape key: I in, O out, R rank; a convolution's I counts its kernel: [O, I] is the weight flattened.
+A layer knows shapes and shows them to the variants as matrices. Shape key: I in, O out, R rank; a
+convolution's I counts its kernel: [O, I] is the weight flattened.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from loralab.core.algebra import product, wide
 from loralab.core.config import LoraConfig
-from loralab.core.inits import find_init
+from loralab.core.inits import Start, find_init
+from loralab.core.variants import State, find_variant
 from loralab.errors import AdapterError
 
 __all__ = ["Activation", "LoraLayer"]
+
+BASE = "__base__"
+"""In a mixed batch, the name of a row that no adapter changes."""
 
 
 @dataclass
@@ -24,13 +31,23 @@ class Activation:
 
     names: tuple[str, ...] = ()
     enabled: bool = True
+    rows: tuple[str, ...] | None = None
+    """In a mixed batch: the adapter of every row."""
+
+
+class _Tensor(nn.Module):
+    """One parameter, as a module, so that it has the name that PEFT gives it."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(value)
 
 
 class LoraLayer(nn.Module, ABC):
     """A base layer with its adapters. Subclasses know the shapes of one kind of base layer.
 
     `base_layer` is the layer as it was found; its class and weight are never changed except while merged,
-    when its weight is another tensor and the original is kept aside.
+    when its weight is another tensor and the original is kept aside, and by the initialisations that say so.
     """
 
     base_layer: nn.Module
@@ -44,27 +61,58 @@ class LoraLayer(nn.Module, ABC):
         self.r: dict[str, int] = {}
         self.lora_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
+        self._own_scaling: dict[str, float] = {}
+        self.variants: dict[str, ModuleType] = {}
         self.lora_dropout = nn.ModuleDict()
+        self.lora_magnitude_vector = nn.ModuleDict()
         self.merged_adapters: list[str] = []
         self._activation = activation
-        # In a plain dict, so that a weight kept aside is no parameter of the model.
+        # In plain dicts, so that a weight kept aside is no parameter of the model.
         self._weights: dict[str, nn.Parameter] = {}
+        self._merged: dict[str, nn.Parameter] = {}
+
+    # what a kind of layer says
 
     @abstractmethod
     def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the shapes of (A, B) for a rank."""
 
     @abstractmethod
-    def _create(self, name: str, rank: int, device: str | None) -> None:
+    def _create(self, name: str, rank: int, lora_bias: bool, device: str | None) -> None:
         """Register factors for an adapter, with values still to be set."""
 
     @abstractmethod
-    def _adapted(self, names: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the output with the adapters `names` applied."""
+    def _low(self, name: str, x: Tensor) -> Tensor:
+        """Return scaling * (B A drop(x) + B's bias), in the shape of the base's output."""
 
     @abstractmethod
-    def delta(self, name: str) -> Tensor:
-        """Return scaling * B A in fp32 (or wider), in the shape of the base weight."""
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Return a tensor that has the base weight's shape as [O, I], a view of it."""
+
+    @abstractmethod
+    def unmatrix(self, matrix_OI: Tensor) -> Tensor:
+        """Return [O, I] in the base weight's shape, a view of it; undoes `matrix`."""
+
+    def per_output(self, vector_O: Tensor) -> Tensor:
+        """Return a vector [O] in a shape that multiplies the layer's output."""
+        return vector_O
+
+    def _check(self, name: str, config: LoraConfig) -> None:
+        """Raise TargetError if this base layer cannot take the adapter."""
+
+    def _adapted(self, names: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the output with the adapters `names` applied."""
+        base_out: Tensor = self.base_layer(x, *args, **kwargs)
+        output = base_out
+        for name in names:
+            output = output + self._term(name, base_out, x)
+        return output
+
+    def _term(self, name: str, base_out: Tensor, x: Tensor) -> Tensor:
+        term: Tensor = self.variants[name].term(self.state(name), base_out, self._low(name, x))
+        return term.to(base_out.dtype)
+
+    # what is known of the base and of the adapters
 
     @property
     def weight(self) -> nn.Parameter:
@@ -75,11 +123,11 @@ class LoraLayer(nn.Module, ABC):
     @property
     def original_weight(self) -> nn.Parameter:
         """The base layer's weight as it was found, whatever is merged."""
-        return self._weights.get("original", self.weight)
+        return self._weights.get("weight", self.weight)
 
     @property
     def bias(self) -> nn.Parameter | None:
-        """The base layer's bias."""
+        """The base layer's bias, merged if the layer is."""
         bias: nn.Parameter | None = getattr(self.base_layer, "bias", None)
         return bias
 
@@ -103,155 +151,274 @@ class LoraLayer(nn.Module, ABC):
         """Whether adapters are merged into the base weight."""
         return bool(self.merged_adapters)
 
-    def add_adapter(
-        self, name: str, path: str, config: LoraConfig, factors: tuple[Tensor, Tensor] | None = None
-    ) -> None:
-        """Register the adapter `name` for this layer, which stands at `path` in the model.
-
-        Without `factors` (A, B) new ones are initialised. They lie on the base weight's device, and are fp32
-        over a base of less: small steps would be lost in bf16 or fp16.
-        """
-        weight = self.weight
-        rank, alpha = config.rank_of(path), config.alpha_of(path)
-        empty = factors is not None or weight.is_meta
-        self._create(name, rank, "meta" if empty else None)
-        self.r[name] = rank
-        self.lora_alpha[name] = alpha
-        self.scaling[name] = config.scaling(alpha, rank)
-        self.lora_dropout[name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
-        if factors is None:
-            factors = self.factors(name)
-            with torch.no_grad():
-                find_init(config.init_lora_weights)(*factors, self.lookup)
-        self._place(name, factors, not config.inference_mode)
-
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
         """Return (A, B) of an adapter as they are stored, in the shapes of PEFT's files."""
         a, b = (getattr(self, table)[name] for table in self.factor_names)
         return (a, b) if self.lookup else (a.weight, b.weight)
 
-    def _place(self, name: str, factors: tuple[Tensor, Tensor], trains: bool) -> None:
-        dtype = _factor_dtype(self.weight.dtype)
-        for key, factor in zip(self.factor_names, factors, strict=True):
-            table = getattr(self, key)
-            placed = nn.Parameter(factor.detach().to(self.weight.device, dtype), requires_grad=trains)
-            if self.lookup:
-                table[name] = placed
-            else:
-                table[name].weight = placed
+    def state(self, name: str) -> State:
+        """Return an adapter on this layer as its variant sees it."""
+        a, b = self.factors(name)
+        extra = {
+            key: getattr(self, key)[name].weight.flatten()
+            for key in self.variants[name].TENSORS
+            if name in getattr(self, key)
+        }
+        return State(
+            weight_OI=self.matrix(self.original_weight),
+            a_RI=a.flatten(1),
+            b_OR=b.flatten(1),
+            scaling=self.scaling[name],
+            extra=extra,
+            bias_O=self.bias,
+            per_output=self.per_output,
+        )
+
+    # adapters come and go
+
+    def add_adapter(
+        self, name: str, path: str, config: LoraConfig, tensors: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Register the adapter `name` for this layer, which stands at `path` in the model.
+
+        Without `tensors` (by their names in PEFT's files) new ones are initialised. They lie on the base
+        weight's device, and are fp32 over a base of less: small steps would be lost in bf16 or fp16.
+        """
+        self._check(name, config)
+        weight = self.weight
+        rank, alpha = config.rank_of(path), config.alpha_of(path)
+        empty = tensors is not None or weight.is_meta
+        self._create(name, rank, config.lora_bias, "meta" if empty else None)
+        self.r[name] = rank
+        self.lora_alpha[name] = alpha
+        self.scaling[name] = self._own_scaling[name] = config.scaling(alpha, rank)
+        self.lora_dropout[name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+        self.variants[name] = find_variant(config.variant)
+        if tensors is None:
+            if not weight.is_meta:
+                self._initialise(name, config)
+            tensors = self.tensors(name) | self._first_extras(name)
+        dtype = wide(weight.dtype)
+        for key, value in tensors.items():
+            self._place(name, key, value.detach().to(weight.device, dtype))
+        self.train_adapter(name, not config.inference_mode)
+
+    def _initialise(self, name: str, config: LoraConfig) -> None:
+        a, b = self.factors(name)
+        start = Start(
+            a_RI=a.detach().flatten(1),
+            b_OR=b.detach().flatten(1),
+            weight_OI=self.matrix(self.original_weight.detach()),
+            scaling=self.scaling[name],
+            lookup=self.lookup,
+        )
+        with torch.no_grad():
+            residual_OI = find_init(config.init_lora_weights)(start)
+        if residual_OI is not None:
+            if self.merged:
+                raise AdapterError(
+                    f"init_lora_weights={config.init_lora_weights!r} changes the base weight; unmerge first."
+                )
+            self.weight.data = self.unmatrix(residual_OI.to(self.weight.dtype)).contiguous()
+
+    def _first_extras(self, name: str) -> dict[str, Tensor]:
+        variant = self.variants[name]
+        if not variant.TENSORS:
+            return {}
+        state = self.state(name)
+        values = variant.create(state.weight_OI.detach(), product(state.a_RI, state.b_OR, state.scaling))
+        return {key: self.per_output(value) for key, value in zip(variant.TENSORS, values, strict=True)}
+
+    def _place(self, name: str, key: str, value: Tensor) -> None:
+        """Make `value` the adapter's parameter of that name in PEFT's files."""
+        table_name, _, leaf = key.partition(".")
+        table = getattr(self, table_name)
+        if table_name in self.factor_names and not self.lookup:
+            setattr(table[name], leaf, nn.Parameter(value))
+        elif table_name in self.factor_names:
+            table[name] = nn.Parameter(value)
+        else:
+            table[name] = _Tensor(value)
 
     def delete_adapter(self, name: str) -> None:
         """Forget an adapter; one that this layer does not hold is no fault."""
         if name in self.merged_adapters:
             others = [other for other in self.merged_adapters if other != name]
-            self.install(others, self.merged_weight(others))
-        for table in (self.r, self.lora_alpha, self.scaling):
+            self.install(others, self.merged_weights(others))
+        tables: list[dict[str, Any]] = [
+            self.r,
+            self.lora_alpha,
+            self.scaling,
+            self._own_scaling,
+            self.variants,
+        ]
+        for table in tables:
             table.pop(name, None)
-        for attribute in ("lora_dropout", *self.factor_names):
-            table = getattr(self, attribute)
-            if name in table:
-                del table[name]
+        for attribute in ("lora_dropout", "lora_magnitude_vector", *self.factor_names):
+            modules = getattr(self, attribute)
+            if name in modules:
+                del modules[name]
 
     def train_adapter(self, name: str, trains: bool) -> None:
-        """Set whether the factors of an adapter get gradients."""
+        """Set whether the tensors of an adapter get gradients."""
         if name in self.r:
-            for factor in self.factors(name):
-                factor.requires_grad_(trains)
-
-    def tensor_names(self) -> tuple[str, ...]:
-        """Return the names that (A, B) have in a PEFT file."""
-        return self.factor_names if self.lookup else tuple(f"{key}.weight" for key in self.factor_names)
+            for tensor in self.tensors(name).values():
+                tensor.requires_grad_(trains)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Return the adapter's tensors under the names they have in a PEFT file."""
-        return dict(zip(self.tensor_names(), self.factors(name), strict=True))
+        """Return the adapter's parameters under the names they have in a PEFT file."""
+        a, b = self.factors(name)
+        keys = self.factor_names if self.lookup else tuple(f"{key}.weight" for key in self.factor_names)
+        found = dict(zip(keys, (a, b), strict=True))
+        bias = None if self.lookup else self.lora_B[name].bias  # type: ignore[index, union-attr]
+        if bias is not None:
+            found["lora_B.bias"] = bias
+        for key in self.variants[name].TENSORS:
+            if name in getattr(self, key):
+                found[key] = getattr(self, key)[name].weight
+        return found
+
+    def expected(self, path: str, config: LoraConfig) -> dict[str, tuple[int, ...]]:
+        """Return the names and shapes of the tensors that an adapter of that config has here, at `path`."""
+        a, b = self.factor_shapes(config.rank_of(path))
+        keys = self.factor_names if self.lookup else tuple(f"{key}.weight" for key in self.factor_names)
+        shapes = {keys[0]: a, keys[1]: b}
+        if config.lora_bias:
+            shapes["lora_B.bias"] = (b[0],)
+        vector = tuple(self.per_output(torch.empty(b[0], device="meta")).shape)
+        return shapes | dict.fromkeys(find_variant(config.variant).TENSORS, vector)
 
     def dropout_of(self, name: str) -> float:
         """Return the dropout probability of an adapter now: 0 outside training."""
         dropout = self.lora_dropout[name]
         return dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
 
+    # scale
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Make the adapter's delta `scale` times what its alpha and rank alone give."""
+        if adapter in self.r:
+            self.scaling[adapter] = scale * self._own_scaling[adapter]
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the scale of the active adapters."""
+        for name in self._activation.names:
+            if name in self.r:
+                self.scaling[name] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the scale of the active adapters by `scale`; without one, back to what alpha and rank give."""
+        for name in self._activation.names:
+            if name in self.r:
+                self.scaling[name] = self._own_scaling[name] if scale is None else self.scaling[name] / scale
+
+    # forward
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the base layer's output with the active adapters applied."""
         active = self._activation
+        if active.rows is not None and active.enabled:
+            return self._mixed(active.rows, x, *args, **kwargs)
         names = [n for n in active.names if n in self.r and n not in self.merged_adapters]
         if not names or not active.enabled:
             output: Tensor = self.base_layer(x, *args, **kwargs)
             return output
         return self._adapted(names, x, *args, **kwargs)
 
-    def merged_weight(self, names: Sequence[str]) -> nn.Parameter | None:
-        """Return W + the sum of the adapters' deltas, added in fp32 and rounded once; None for no adapter.
+    def _mixed(self, rows: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the output where row i of the batch runs with the adapter rows[i].
+
+        A layer that sees several rows for each of the caller's (beams, flattened tokens) repeats the names.
+        """
+        base_out: Tensor = self.base_layer(x, *args, **kwargs)
+        repeat = x.shape[0] // len(rows)
+        if repeat * len(rows) != x.shape[0]:
+            raise AdapterError(f"adapter_names has {len(rows)} entries for a batch of {x.shape[0]} rows.")
+        output = base_out
+        for name in dict.fromkeys(rows):
+            if name == BASE or name not in self.r:
+                continue
+            chosen = torch.tensor([row == name for row in rows for _ in range(repeat)], device=x.device)
+            index = chosen.nonzero().squeeze(1)
+            term = self._term(name, base_out[index], x[index])
+            output = output.index_add(0, index, term)
+        return output
+
+    # merge
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """Return `delta(adapter)`, under PEFT's name."""
+        return self.delta(adapter)
+
+    def get_base_layer(self) -> nn.Module:
+        """Return the layer as it was found."""
+        return self.base_layer
+
+    def delta(self, name: str) -> Tensor:
+        """Return what an adapter adds to the base weight, in its shape, in fp32 or wider."""
+        delta_OI: Tensor = self.variants[name].delta(self.state(name))
+        return self.unmatrix(delta_OI)
+
+    def merged_weights(self, names: Sequence[str]) -> dict[str, nn.Parameter]:
+        """Return the base's parameters with the adapters' deltas added in fp32 and rounded once.
 
         Nothing is changed, see `install`. The order of the names does not matter, to the bit.
 
         Raises:
-            AdapterError: a merged weight would not be finite.
+            AdapterError: a merged weight would not be finite, or there is no bias to merge one into.
         """
         names = sorted(name for name in names if name in self.r)
         if not names:
-            return None
-        original = self.original_weight
-        total = original.detach().to(_delta_dtype(original.dtype), copy=True)
-        for name in names:
-            total += self.delta(name)
-        result = total.to(original.dtype)
-        if not torch.isfinite(result).all():
-            raise AdapterError(
-                f"merging {', '.join(names)} gives weights that are not finite; nothing was changed."
-            )
-        return nn.Parameter(result, requires_grad=False)
+            return {}
+        merged = {"weight": _sum(self.original_weight, [self.delta(name) for name in names], names)}
+        biases = {n: t["lora_B.bias"] for n in names if "lora_B.bias" in (t := self.tensors(n))}
+        if biases:
+            bias = self._weights.get("bias", self.bias)
+            if bias is None:
+                raise AdapterError(
+                    f"{', '.join(biases)}: lora_bias cannot be merged into a layer that has no bias."
+                )
+            parts = [value.detach() * self.scaling[name] for name, value in biases.items()]
+            merged["bias"] = _sum(bias, parts, names)
+        return merged
 
-    def install(self, names: Sequence[str], merged: nn.Parameter | None) -> None:
-        """Put what `merged_weight(names)` returned in place of the weight; None puts the original back.
+    def install(self, names: Sequence[str], merged: dict[str, nn.Parameter]) -> None:
+        """Put what `merged_weights(names)` returned in place; nothing puts the originals back.
 
-        The original tensor is kept, never added to or subtracted from, so it comes back bit for bit. A weight
-        that is tied to another module's stays as it is there.
+        The original tensors are kept, never added to or subtracted from, so they come back bit for bit. A
+        weight that is tied to another module's stays as it is there.
         """
-        original = self.original_weight
-        self._weights = {} if merged is None else {"original": original, "merged": merged}
-        self.base_layer.weight = original
+        self.show_merged(False)
+        originals = {key: getattr(self.base_layer, key) for key in merged}
+        self._weights = originals
+        self._merged = merged
         self.merged_adapters = [name for name in names if name in self.r]
         self.show_merged(self._activation.enabled)
 
     def show_merged(self, shown: bool) -> None:
-        """Put the merged weight in place, or the original one; both are kept, neither is computed."""
-        if self._weights:
-            self.base_layer.weight = self._weights["merged" if shown else "original"]
+        """Put the merged parameters in place, or the original ones; both are kept, neither is computed."""
+        for key, value in (self._merged if shown else self._weights).items():
+            setattr(self.base_layer, key, value)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Move or convert the weight that is kept aside with all the others."""
+        """Move or convert what is kept aside with all the others."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for weight in self._weights.values():
-            if weight is not self.weight:
-                weight.data = fn(weight.data)
+        for key, value in (*self._weights.items(), *self._merged.items()):
+            if value is not getattr(self.base_layer, key):
+                value.data = fn(value.data)
         return self
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}: r={rank}" for name, rank in self.r.items())
 
 
-def _delta_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _factor_dtype(dtype: torch.dtype) -> torch.dtype:
-    return _delta_dtype(dtype) if dtype.is_floating_point else torch.float32
-
-
-def product(a_RI: Tensor, b_OR: Tensor, scaling: float) -> Tensor:
-    """Return scaling * B A, shape [O, I], in fp32 or wider."""
-    dtype = _delta_dtype(a_RI.dtype)
-    return (b_OR.detach().to(dtype) @ a_RI.detach().to(dtype)).mul_(scaling)
-
-
-def joined(pairs: Sequence[tuple[Tensor, Tensor]], scalings: Sequence[float]) -> tuple[Tensor, Tensor, float]:
-    """Return one pair (A, B) and a scaling whose scaling * B A is the sum of all the pairs' deltas.
-
-    Low-rank deltas add by concatenation along the rank: [B1 B2] [A1; A2] = B1 A1 + B2 A2.
-    """
-    if len(pairs) == 1:
-        return *pairs[0], scalings[0]
-    a_RI = torch.cat([a for a, _ in pairs])
-    b_OR = torch.cat([b * s for (_, b), s in zip(pairs, scalings, strict=True)], dim=1)
-    return a_RI, b_OR, 1.0
+def _sum(original: nn.Parameter, deltas: Sequence[Tensor], names: Sequence[str]) -> nn.Parameter:
+    total = original.detach().to(wide(original.dtype), copy=True)
+    for delta in deltas:
+        total += delta
+    result = total.to(original.dtype)
+    if not torch.isfinite(result).all():
+        raise AdapterError(
+            f"merging {', '.join(names)} gives weights that are not finite; nothing was changed."
+        )
+    return nn.Parameter(result, requires_grad=False)

@@ -1,12 +1,11 @@
 """LoRA over `torch.nn.Conv1d`, `Conv2d` and `Conv3d`: a convolution to R channels, then a 1 x 1 one to O."""
 
-from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
 from torch import Tensor, nn
 
 from loralab.core.dropout import draw_seed, drop
-from loralab.core.layers.base import Activation, LoraLayer, product
+from loralab.core.layers.base import Activation, LoraLayer
 from loralab.errors import AdapterError, TargetError
 
 LINEAR = False
@@ -41,7 +40,16 @@ class Layer(LoraLayer):
         ones = (1,) * len(base.kernel_size)
         return (rank, base.in_channels, *base.kernel_size), (base.out_channels, rank // base.groups, *ones)
 
-    def _create(self, name: str, rank: int, device: str | None) -> None:
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.flatten(1)
+
+    def unmatrix(self, matrix_OI: Tensor) -> Tensor:
+        return matrix_OI.view(self.weight.shape)
+
+    def per_output(self, vector_O: Tensor) -> Tensor:
+        return vector_O.view(1, -1, *(1 for _ in self._conv().kernel_size))
+
+    def _create(self, name: str, rank: int, lora_bias: bool, device: str | None) -> None:
         base = self._conv()
         if rank % base.groups:
             raise TargetError(
@@ -60,20 +68,20 @@ class Layer(LoraLayer):
             bias=False,
             device=device,
         )
-        self.lora_B[name] = kind(rank, base.out_channels, 1, groups=base.groups, bias=False, device=device)
+        self.lora_B[name] = kind(
+            rank, base.out_channels, 1, groups=base.groups, bias=lora_bias, device=device
+        )
 
-    def _adapted(self, names: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        output: Tensor = self.base_layer(x, *args, **kwargs)
-        for name in names:
-            a, b = self.factors(name)
-            conv_a: nn.Conv2d = self.lora_A[name]  # type: ignore[assignment]
-            conv_b: nn.Conv2d = self.lora_B[name]  # type: ignore[assignment]
-            p = self.dropout_of(name)
-            dropped = drop(x, p, draw_seed()) if p > 0 else x
-            low = conv_a._conv_forward(dropped, a.to(x.dtype), None)
-            low = conv_b._conv_forward(low, b.to(low.dtype), None)
-            output = output + (low * self.scaling[name]).to(output.dtype)
-        return output
+    def _low(self, name: str, x: Tensor) -> Tensor:
+        a, b = self.factors(name)
+        conv_a: nn.Conv2d = self.lora_A[name]  # type: ignore[assignment]
+        conv_b: nn.Conv2d = self.lora_B[name]  # type: ignore[assignment]
+        p = self.dropout_of(name)
+        dropped = drop(x, p, draw_seed()) if p > 0 else x
+        low = conv_a._conv_forward(dropped, a.to(x.dtype), None)
+        bias = None if conv_b.bias is None else conv_b.bias.to(low.dtype)
+        output: Tensor = conv_b._conv_forward(low, b.to(low.dtype), bias)
+        return output * self.scaling[name]
 
     def delta(self, name: str) -> Tensor:
         base = self._conv()
@@ -82,5 +90,4 @@ class Layer(LoraLayer):
                 f"a {type(base).__name__} with groups={base.groups} cannot be merged: the adapter connects "
                 "channels of different groups. Keep it unmerged, or exclude it."
             )
-        a, b = self.factors(name)
-        return product(a.flatten(1), b.flatten(1), self.scaling[name]).view(self.weight.shape)
+        return super().delta(name)

@@ -18,8 +18,8 @@ def matches(module: nn.Module) -> bool:
 class Layer(LinearLike):
     """h = x W + bias + scaling * B A x, with W stored as [I, O]; A and B lie as in a plain linear layer."""
 
-    def weight_OI(self) -> Tensor:
-        return self.weight.t()
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.t()
 
-    def delta(self, name: str) -> Tensor:
-        return super().delta(name).t()
+    def unmatrix(self, matrix_OI: Tensor) -> Tensor:
+        return matrix_OI.t()

@@ -1,13 +1,13 @@
 """LoRA over `torch.nn.Embedding`: a looked-up row of A, times B."""
 
-from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loralab.core.layers.base import Activation, LoraLayer, joined, product
+from loralab.core.config import LoraConfig
+from loralab.core.layers.base import Activation, LoraLayer
 from loralab.errors import TargetError
 
 LINEAR = False
@@ -38,20 +38,26 @@ class Layer(LoraLayer):
     def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (rank, self.in_features), (self.out_features, rank)
 
-    def _create(self, name: str, rank: int, device: str | None) -> None:
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.t()
+
+    def unmatrix(self, matrix_OI: Tensor) -> Tensor:
+        return matrix_OI.t()
+
+    def _check(self, name: str, config: LoraConfig) -> None:
+        if config.lora_bias:
+            raise TargetError(
+                "lora_bias: an embedding has no bias to add to; leave it out, or exclude the module."
+            )
+
+    def _create(self, name: str, rank: int, lora_bias: bool, device: str | None) -> None:
         self.lora_embedding_A[name] = nn.Parameter(torch.randn(rank, self.in_features, device=device))
         self.lora_embedding_B[name] = nn.Parameter(torch.randn(self.out_features, rank, device=device))
 
-    def _adapted(self, names: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        output: Tensor = self.base_layer(x, *args, **kwargs)
-        a_RI, b_OR, scaling = joined([self.factors(n) for n in names], [self.scaling[n] for n in names])
+    def _low(self, name: str, x: Tensor) -> Tensor:
         base: nn.Embedding = self.base_layer  # type: ignore[assignment]
+        a_RI, b_OR = self.factors(name)
         rows_BTR = F.embedding(x, a_RI.t(), base.padding_idx, sparse=base.sparse)
-        low = (rows_BTR @ b_OR.t()) * scaling
+        low = (rows_BTR @ b_OR.t()) * self.scaling[name]
         embed_scale = getattr(base, "embed_scale", None)
-        if embed_scale is not None:
-            low = low * embed_scale
-        return output + low.to(output.dtype)
-
-    def delta(self, name: str) -> Tensor:
-        return product(*self.factors(name), self.scaling[name]).t()
+        return low if embed_scale is None else low * embed_scale

@@ -5,8 +5,10 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from loralab.core.algebra import joined
 from loralab.core.function import lora_linear, low_rank
-from loralab.core.layers.base import Activation, LoraLayer, joined, product
+from loralab.core.layers.base import Activation, LoraLayer
+from loralab.core.variants import plain
 
 LINEAR = True
 
@@ -31,38 +33,42 @@ class LinearLike(LoraLayer):
         super().__init__(base_layer, activation)
         self.lora_A = nn.ModuleDict()
         self.lora_B = nn.ModuleDict()
-        self.out_features, self.in_features = self.weight_OI().shape
+        self.out_features, self.in_features = self.matrix(self.weight).shape
 
-    def weight_OI(self) -> Tensor:
-        """Return the base weight as [O, I], a view of it."""
-        return self.weight
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def unmatrix(self, matrix_OI: Tensor) -> Tensor:
+        return matrix_OI
 
     def factor_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (rank, self.in_features), (self.out_features, rank)
 
-    def _create(self, name: str, rank: int, device: str | None) -> None:
+    def _create(self, name: str, rank: int, lora_bias: bool, device: str | None) -> None:
         self.lora_A[name] = nn.Linear(self.in_features, rank, bias=False, device=device)
-        self.lora_B[name] = nn.Linear(rank, self.out_features, bias=False, device=device)
+        self.lora_B[name] = nn.Linear(rank, self.out_features, bias=lora_bias, device=device)
 
     def _adapted(self, names: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """One function computes the base and the plain adapters, where nothing stands between them."""
+        fused = [n for n in names if self.variants[n] is plain and self.lora_B[n].bias is None]
+        if len(fused) < len(names) or _is_hooked(self.base_layer):
+            return super()._adapted(names, x, *args, **kwargs)
         by_dropout: dict[float, list[str]] = {}
         for name in names:
             by_dropout.setdefault(self.dropout_of(name), []).append(name)
-        groups = [(self._joined(group), dropout) for dropout, group in by_dropout.items()]
-        if _is_hooked(self.base_layer):
-            output: Tensor = self.base_layer(x, *args, **kwargs)
-        else:
-            (first, dropout), *groups = groups
-            output = lora_linear(x, self.weight_OI(), self.bias, first, dropout)
-        for factors, dropout in groups:
-            output = output + low_rank(x, factors, dropout)
+        (dropout, first), *others = by_dropout.items()
+        output = lora_linear(x, self.matrix(self.weight), self.bias, self._joined(first), dropout)
+        for dropout, group in others:
+            output = output + low_rank(x, self._joined(group), dropout)
         return output
 
-    def _joined(self, names: Sequence[str]) -> tuple[Tensor, Tensor, float]:
-        return joined([self.factors(n) for n in names], [self.scaling[n] for n in names])
+    def _low(self, name: str, x: Tensor) -> Tensor:
+        low = low_rank(x, self._joined([name]), self.dropout_of(name))
+        bias = self.lora_B[name].bias
+        return low if bias is None else low + bias.to(low.dtype) * self.scaling[name]  # type: ignore[operator]
 
-    def delta(self, name: str) -> Tensor:
-        return product(*self.factors(name), self.scaling[name])
+    def _joined(self, names: Sequence[str]) -> tuple[Tensor, Tensor, float]:
+        return joined([(*self.factors(name), self.scaling[name]) for name in names])
 
 
 def _is_hooked(module: nn.Module) -> bool:

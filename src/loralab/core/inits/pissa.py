@@ -1,0 +1,34 @@
+"""``"pissa"``: train the principal singular directions (Meng et al. 2024, arXiv 2404.02948).
+
+A and B take the r largest singular values of W, and the base keeps the rest, so the sum is W as before.
+"pissa_niter_4" finds them by randomized subspace iteration, in a fraction of the time.
+"""
+
+import re
+
+import torch
+from torch import Tensor
+
+from loralab.core.inits import Start
+from loralab.errors import ConfigError
+
+
+def check(option: str) -> None:
+    """Take no option, or "niter_N"."""
+    if option and not re.fullmatch(r"niter_\d+", option):
+        raise ConfigError(f"init_lora_weights: expected 'pissa' or 'pissa_niter_N', not 'pissa_{option}'.")
+
+
+def init(start: Start, option: str) -> Tensor:
+    """Fill both factors and return the residual base weight W - scaling * B A, [O, I], in fp32."""
+    weight_OI = start.weight_OI.to(torch.float32)
+    if option:
+        u_OR, s_R, v_IR = torch.svd_lowrank(weight_OI, start.rank, niter=int(option.removeprefix("niter_")))
+        vh_RI = v_IR.t()
+    else:
+        u_OK, s_K, vh_KI = torch.linalg.svd(weight_OI, full_matrices=False)
+        u_OR, s_R, vh_RI = u_OK[:, : start.rank], s_K[: start.rank], vh_KI[: start.rank]
+    root_R = (s_R / start.scaling).sqrt()
+    start.a_RI.copy_(root_R[:, None] * vh_RI)
+    start.b_OR.copy_(u_OR * root_R)
+    return weight_OI - start.scaling * (start.b_OR @ start.a_RI)

@@ -1,0 +1,44 @@
+"""Variants of LoRA: one file each, the folder is the registry.
+
+A layer knows shapes, a variant knows mathematics, always on [O, I] matrices. An entry has
+
+* ``TENSORS``, the names of the tensors it keeps beside A and B, as they stand in PEFT's files;
+* ``create(weight_OI, product_OI)``, which returns their first values, in that order;
+* ``term(state, base_out, low)``, what it adds to the base layer's output;
+* ``delta(state)``, what it adds to the base weight, [O, I].
+
+Both see the layer through a `State`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+from torch import Tensor
+
+from loralab.core.registry import Registry
+
+__all__ = ["REGISTRY", "State", "find_variant"]
+
+REGISTRY = Registry(__name__, list(__path__), "variant")
+
+
+@dataclass(frozen=True)
+class State:
+    """One adapter on one layer, as a variant sees it."""
+
+    weight_OI: Tensor
+    """The base weight as it was found."""
+    a_RI: Tensor
+    b_OR: Tensor
+    scaling: float
+    extra: dict[str, Tensor]
+    """The variant's own tensors."""
+    bias_O: Tensor | None
+    per_output: Callable[[Tensor], Tensor]
+    """Shapes a vector [O] so that it multiplies the layer's output."""
+
+
+def find_variant(name: str) -> ModuleType:
+    """Return the variant of that name. Raises ConfigError for an unknown one."""
+    return REGISTRY.get(name)

@@ -1,0 +1,53 @@
+"""DoRA: direction by LoRA, length by a trained vector (Liu et al. 2024, arXiv 2402.09353).
+
+W' = m * (W + s B A) / |W + s B A|, the norm taken over each output's row and, as the paper proposes in
+section 4.3, without a gradient.
+"""
+
+import torch
+from torch import Tensor
+
+from loralab.core.algebra import product
+from loralab.core.variants import State
+
+TENSORS = ("lora_magnitude_vector",)
+
+
+def create(weight_OI: Tensor, product_OI: Tensor) -> tuple[Tensor, ...]:
+    """Return the lengths of the rows of W + s B A, [O]: at first W' = W + s B A."""
+    return ((weight_OI.to(product_OI.dtype) + product_OI).norm(dim=1),)
+
+
+def term(state: State, base_out: Tensor, low: Tensor) -> Tensor:
+    """Return W' x - W x = (g - 1) W x + g s B A x, with g = m / |W + s B A|."""
+    gain = state.per_output(_gain_O(state)).to(base_out.dtype)
+    unbiased = base_out if state.bias_O is None else base_out - state.per_output(state.bias_O)
+    return (gain - 1) * unbiased + gain * low
+
+
+def delta(state: State) -> Tensor:
+    """Return W' - W, [O, I]."""
+    low_OI = product(state.a_RI, state.b_OR, state.scaling)
+    weight_OI = state.weight_OI.detach().to(low_OI.dtype)
+    return _gain_O(state).detach().to(low_OI.dtype)[:, None] * (weight_OI + low_OI) - weight_OI
+
+
+def _gain_O(state: State) -> Tensor:
+    return state.extra["lora_magnitude_vector"] / row_norms(state)
+
+
+@torch.no_grad()
+def row_norms(state: State) -> Tensor:
+    """Return |W + s B A| for each row, [O], without building the sum.
+
+    |w + s b A|^2 = |w|^2 + 2 s <w A^T, b> + s^2 b (A A^T) b^T for the rows w of W and b of B: work of order
+    R O I, no [O, I] temporary but the product W A^T's input.
+    """
+    dtype = torch.promote_types(state.a_RI.dtype, torch.float32)
+    a_RI, b_OR, weight_OI = state.a_RI.to(dtype), state.b_OR.to(dtype), state.weight_OI
+    squares_O = torch.linalg.vector_norm(weight_OI, dim=1, dtype=dtype).square()
+    cross_OR = weight_OI.to(dtype) @ a_RI.t()
+    squares_O += 2 * state.scaling * (cross_OR * b_OR).sum(1)
+    squares_O += state.scaling**2 * ((b_OR @ (a_RI @ a_RI.t())) * b_OR).sum(1)
+    norms_O: Tensor = squares_O.clamp_min(0).sqrt()
+    return norms_O
