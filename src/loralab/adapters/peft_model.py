@@ -19,7 +19,16 @@ from loralab.core.model import LoraModel
 from loralab.core.status import LayerStatus, ModelStatus, layer_status, model_status
 from loralab.errors import ConfigError
 
-__all__ = ["PeftModel", "get_peft_model"]
+__all__ = [
+    "PeftModel",
+    "PeftModelForCausalLM",
+    "PeftModelForFeatureExtraction",
+    "PeftModelForQuestionAnswering",
+    "PeftModelForSeq2SeqLM",
+    "PeftModelForSequenceClassification",
+    "PeftModelForTokenClassification",
+    "get_peft_model",
+]
 
 
 def get_peft_model(model: nn.Module, peft_config: LoraConfig, adapter_name: str = "default") -> "PeftModel":
@@ -38,15 +47,21 @@ def get_peft_model(model: nn.Module, peft_config: LoraConfig, adapter_name: str 
     """
     if isinstance(model, PeftModel):
         raise ConfigError("the model has adapters already; use model.add_adapter(name, config) for one more.")
-    return PeftModel(model, peft_config, adapter_name)
+    return _class_for(peft_config)(model, peft_config, adapter_name)
 
 
 class PeftModel(nn.Module):
     """A base model with named adapters. What it does not define itself, the base model answers.
 
+    Subclasses say what the model is for; `get_peft_model` picks one by the config's `task_type`.
+
     It passes for an instance of its base model's class too, so that code which asks for a `PreTrainedModel`,
     as `transformers.Trainer` does, takes it.
     """
+
+    task_type: str | None = None
+    heads: tuple[str, ...] = ()
+    """Modules that the task puts on the base: freshly made, so they are always trained in full."""
 
     def __init__(
         self,
@@ -58,10 +73,18 @@ class PeftModel(nn.Module):
     ) -> None:
         """`adapter` gives the first adapter's tensors; without it they are initialised."""
         super().__init__()
-        self.base_model = LoraModel(model, _with_base(peft_config, model), adapter_name, adapter)
+        config = _with_base(self._with_heads(peft_config, model), model)
+        self.base_model = LoraModel(model, config, adapter_name, adapter)
         self._show_signature_of(model)
         if hasattr(model, "save_pretrained"):
             teach_trainer(PeftModel)
+
+    @classmethod
+    def _with_heads(cls, config: LoraConfig, model: nn.Module) -> LoraConfig:
+        names = {path.rpartition(".")[2] for path, _ in model.named_modules()}
+        heads = [head for head in cls.heads if head in names]
+        saved = list(dict.fromkeys([*(config.modules_to_save or ()), *heads]))
+        return dataclasses.replace(config, modules_to_save=saved or None)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -211,7 +234,8 @@ class PeftModel(nn.Module):
         if isinstance(model, PeftModel):
             raise ConfigError("the model has adapters already; use model.load_adapter(folder, name).")
         adapter = _stored(model_id, is_trainable, allow_pickle)
-        adapted = cls(model, adapter.config, adapter_name, adapter=adapter)
+        kind = _class_for(adapter.config) if cls is PeftModel else cls
+        adapted = kind(model, adapter.config, adapter_name, adapter=adapter)
         return adapted if is_trainable else adapted.eval()
 
     def load_adapter(
@@ -247,6 +271,50 @@ class PeftModel(nn.Module):
         trainable, total = self.get_nb_trainable_parameters()
         share = 100 * trainable / total
         print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
+
+
+class PeftModelForCausalLM(PeftModel):
+    """A model that continues text."""
+
+    task_type = "CAUSAL_LM"
+
+
+class PeftModelForSeq2SeqLM(PeftModel):
+    """A model that turns one text (or sound) into another."""
+
+    task_type = "SEQ_2_SEQ_LM"
+
+
+class PeftModelForSequenceClassification(PeftModel):
+    """A model that classifies texts; its classification head is trained in full."""
+
+    task_type = "SEQ_CLS"
+    heads = ("classifier", "score")
+
+
+class PeftModelForTokenClassification(PeftModel):
+    """A model that classifies tokens; its classification head is trained in full."""
+
+    task_type = "TOKEN_CLS"
+    heads = ("classifier", "score")
+
+
+class PeftModelForQuestionAnswering(PeftModel):
+    """A model that marks answers in a text; its head is trained in full."""
+
+    task_type = "QUESTION_ANS"
+    heads = ("qa_outputs",)
+
+
+class PeftModelForFeatureExtraction(PeftModel):
+    """A model whose hidden states are what is wanted."""
+
+    task_type = "FEATURE_EXTRACTION"
+
+
+def _class_for(config: LoraConfig) -> type[PeftModel]:
+    kinds = {kind.task_type: kind for kind in PeftModel.__subclasses__()}
+    return kinds.get(config.task_type, PeftModel)
 
 
 def _with_base(config: LoraConfig, model: nn.Module) -> LoraConfig:

@@ -75,7 +75,7 @@ class LoraModel(nn.Module):
             _check_unmatched(self.model, found.unmatched)
         modules = dict(targets.walk(self.model))
         layers = {p: self.lora_layers.get(p) or wrap(modules[p], p, self._activation) for p in found.paths}
-        saved = self._modules_to_save(config, modules)
+        saved = self._modules_to_save(config, modules, fresh=adapter is None)
         if adapter is not None:
             self._check_fit(name, adapter, layers, saved, config)
         for path, layer in layers.items():
@@ -300,12 +300,12 @@ class LoraModel(nn.Module):
             )
 
     def _modules_to_save(
-        self, config: LoraConfig, modules: Mapping[str, nn.Module]
+        self, config: LoraConfig, modules: Mapping[str, nn.Module], *, fresh: bool
     ) -> dict[str, ModulesToSaveWrapper]:
         saved = {}
         for name in config.modules_to_save or ():
             paths = [p for p in modules if p == name or p.endswith(f".{name}")]
-            if not paths:
+            if not paths and fresh:
                 leaves = sorted({path.rpartition(".")[2] for path in modules})
                 raise TargetError(f"modules_to_save: {name!r} matches no module.{did_you_mean(name, leaves)}")
             for path in paths:

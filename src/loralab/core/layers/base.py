@@ -307,7 +307,7 @@ class LoraLayer(nn.Module, ABC):
                 self.scaling[name] *= scale
 
     def unscale_layer(self, scale: float | None = None) -> None:
-        """Divide the scale of the active adapters by `scale`; without one, back to what alpha and rank give."""
+        """Divide the scale of the active adapters; without `scale`, back to what alpha and rank give."""
         for name in self._activation.names:
             if name in self.r:
                 self.scaling[name] = self._own_scaling[name] if scale is None else self.scaling[name] / scale
