@@ -74,6 +74,14 @@ class PeftModel(nn.Module):
                 raise
             return getattr(self.base_model, name)
 
+    def __reduce__(self) -> Any:
+        state = {name: value for name, value in self.__dict__.items() if name != "forward"}
+        return _bare, (), state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._show_signature_of(self.get_base_model())
+
     def _show_signature_of(self, model: nn.Module) -> None:
         """Give `forward` the base's signature: Trainer picks a data set's columns by it."""
 
@@ -139,11 +147,13 @@ class PeftModel(nn.Module):
     @contextlib.contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Within the block the model computes what the base computes, merged or not; afterwards as before."""
+        was_enabled = self.base_model.adapters_enabled
         self.base_model.disable_adapter_layers()
         try:
             yield
         finally:
-            self.base_model.enable_adapter_layers()
+            if was_enabled:
+                self.base_model.enable_adapter_layers()
 
     # files
 
@@ -229,6 +239,11 @@ class PeftModel(nn.Module):
         trainable, total = self.get_nb_trainable_parameters()
         share = 100 * trainable / total
         print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
+
+
+def _bare() -> PeftModel:
+    """Return an empty model for pickle and deepcopy to fill; `__class__`, which they ask, is the base's."""
+    return PeftModel.__new__(PeftModel)
 
 
 def _with_base(config: LoraConfig, model: nn.Module) -> LoraConfig:

@@ -112,18 +112,22 @@ class LoraLayer(nn.Module, ABC):
         over a base of less: small steps would be lost in bf16 or fp16.
         """
         weight = self.weight
-        rank, alpha = config.rank_of(path), config.alpha_of(path)
+        rank = config.rank_of(path)
         empty = factors is not None or weight.is_meta
         self._create(name, rank, "meta" if empty else None)
         self.r[name] = rank
-        self.lora_alpha[name] = alpha
-        self.scaling[name] = config.scaling(alpha, rank)
+        self.scale_adapter(name, path, config)
         self.lora_dropout[name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         if factors is None:
             factors = self.factors(name)
             with torch.no_grad():
                 find_init(config.init_lora_weights)(*factors, self.lookup)
         self._place(name, factors, not config.inference_mode)
+
+    def scale_adapter(self, name: str, path: str, config: LoraConfig) -> None:
+        """Take an adapter's alpha and scaling from `config`."""
+        self.lora_alpha[name] = config.alpha_of(path)
+        self.scaling[name] = config.scaling_of(path)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
         """Return (A, B) of an adapter as they are stored, in the shapes of PEFT's files."""
