@@ -12,7 +12,7 @@ from typing import Any
 
 from loralab.errors import CheckpointError
 
-__all__ = ["new_folder", "write_file", "write_json", "write_text"]
+__all__ = ["append_line", "new_folder", "write_file", "write_json", "write_text"]
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -41,6 +41,20 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON value, indented. Raises as `write_file`."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def append_line(path: Path, text: str) -> None:
+    """Append a line of UTF-8 text; one that an earlier process left unfinished is ended first.
+
+    Raises:
+        CheckpointError: the disk is full or the file cannot be written.
+    """
+    with _explained(path), path.open("ab+") as stream:
+        if stream.tell():
+            stream.seek(-1, os.SEEK_END)
+            if stream.read(1) != b"\n":
+                stream.write(b"\n")
+        stream.write(text.encode() + b"\n")
 
 
 @contextlib.contextmanager

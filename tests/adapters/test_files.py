@@ -181,11 +181,11 @@ def test_a_second_adapter_that_does_not_fit_leaves_the_first(folder: Path) -> No
 
 
 def test_loading_over_an_adapter_takes_its_settings_too(folder: Path) -> None:
-    x = torch.randn(5, 4)
-    model = adapted(lora_alpha=16)
+    model, x = adapted(lora_alpha=16), torch.randn(5, 4)
     identity = id(model.get_base_model()[0].lora_A["default"].weight)
     model.load_adapter(folder, "default")
     assert torch.equal(model(x), adapted()(x))
+    assert model.peft_config["default"].lora_alpha == adapted().peft_config["default"].lora_alpha
     assert id(model.get_base_model()[0].lora_A["default"].weight) == identity
 
 
@@ -213,25 +213,23 @@ def test_several_adapters_lie_in_folders_of_their_names(tmp_path: Path) -> None:
         assert torch.equal(again(x), model(x))
     model.save_pretrained(tmp_path / "only", selected_adapters=["poet"])
     assert [path.name for path in (tmp_path / "only").iterdir()] == ["poet"]
-    with pytest.raises(AdapterError, match="no adapter 'pote'.*Did you mean 'poet'"):
+    with pytest.raises(AdapterError, match=r"no adapter 'pote'.*Did you mean 'poet'"):
         model.save_pretrained(tmp_path / "none", selected_adapters=["pote"])
 
 
 def test_a_pickle_is_refused_and_none_is_written(folder: Path, assets: Path) -> None:
     with pytest.raises(ConfigError, match="safetensors only"):
         adapted().save_pretrained(folder, safe_serialization=False)
-    source = assets / "adapters" / "peft_bloom560m_r8_bin"
     copy = folder.parent / "bloom"
-    shutil.copytree(source, copy)
+    shutil.copytree(assets / "adapters" / "peft_bloom560m_r8_bin", copy)
     for path in (copy, *copy.iterdir()):
         path.chmod(0o755)
     break_config(copy, lambda values: values.pop("enable_lora"))
     refused(copy, "adapter_model.bin: a pickle.*allow_pickle=True")
     adapter = read_adapter(copy, allow_pickle=True)
     assert len(adapter.tensors) == 48
-    key = "transformer.h.0.self_attention.query_key_value.lora_A.weight"
-    assert adapter.tensors[key].shape == (16, 1024)
-    assert adapter.tensors[key].device.type == "cpu"
+    first = adapter.tensors["transformer.h.0.self_attention.query_key_value.lora_A.weight"]
+    assert (first.shape, first.device.type) == ((16, 1024), "cpu")
 
 
 class Program:
@@ -280,8 +278,8 @@ def test_a_write_that_fails_leaves_the_old_files(folder: Path) -> None:
 def test_a_full_disk_is_said_to_be_full(folder: Path) -> None:
     disk = folder.parent / "small"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(disk)], capture_output=True)
-    if mounted.returncode:
+    command = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(disk)]
+    if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("a small file system cannot be mounted here")
     try:
         shutil.copytree(folder, disk / "adapter")

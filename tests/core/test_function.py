@@ -41,7 +41,7 @@ def plain(t: dict[str, Any]) -> Tensor:
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("trained", ["x weight bias a b", "a b", "x", "weight", "bias a", "x b"])
 def test_gradients_are_those_of_finite_differences(bias: bool, dropout: float, trained: str) -> None:
-    made = tensors(bias=bias)
+    made = tensors(shape=(3, 5), bias=bias)
     names = [name for name in trained.split() if made[name] is not None]
     fixed = {name: None if t is None else t.detach() for name, t in made.items()}
 

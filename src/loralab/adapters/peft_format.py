@@ -4,6 +4,7 @@ Tensor keys are ``base_model.model.`` + module path + ``.lora_A.weight`` and the
 """
 
 import json
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,7 @@ def read_adapter(folder: str | Path, *, allow_pickle: bool = False) -> Adapter:
     if weights.is_file():
         tensors = _read_safetensors(weights)
     elif pickled.is_file() and allow_pickle:
-        tensors = torch.load(pickled, map_location="cpu", weights_only=True)
+        tensors = _read_pickle(pickled)
     elif pickled.is_file():
         raise AdapterError(
             f"{pickled}: a pickle file, which can run any program when loaded. If you trust its author, "
@@ -84,16 +85,13 @@ def write_adapter(adapter: Adapter, folder: str | Path) -> None:
         CheckpointError: the folder cannot be written.
     """
     folder = Path(folder)
+    # Copies, because safetensors refuses tensors that share memory, as tied biases do.
     tensors = {
-        f"{_PREFIX}{key}": adapter.tensors[key].detach().cpu().contiguous() for key in sorted(adapter.tensors)
+        f"{_PREFIX}{key}": adapter.tensors[key].detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key in sorted(adapter.tensors)
     }
-    tensors = {key: t.clone() if _is_view(t) else t for key, t in tensors.items()}
     write_file(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     write_text(folder / CONFIG_FILE, adapter.config.to_json())
-
-
-def _is_view(tensor: Tensor) -> bool:
-    return tensor.untyped_storage().nbytes() != tensor.nbytes
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -103,6 +101,17 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise AdapterError(
             f"{path}: not a complete safetensors file ({error}). It may be truncated; copy or train it again."
         ) from None
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise AdapterError(f"{path}: not a plain file of tensors ({reason}).") from None
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise AdapterError(f"{path}: expected a dictionary of tensors.")
+    return tensors
 
 
 def _own_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

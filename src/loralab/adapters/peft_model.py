@@ -60,8 +60,6 @@ class PeftModel(nn.Module):
     """
 
     task_type: str | None = None
-    heads: tuple[str, ...] = ()
-    """Modules that the task puts on the base: freshly made, so they are always trained in full."""
 
     def __init__(
         self,
@@ -73,31 +71,19 @@ class PeftModel(nn.Module):
     ) -> None:
         """`adapter` gives the first adapter's tensors; without it they are initialised."""
         super().__init__()
-        config = _with_base(self._with_heads(peft_config, model), model)
+        config = _with_base(peft_config, model)
         self.base_model = LoraModel(model, config, adapter_name, adapter)
         self._show_signature_of(model)
         if hasattr(model, "save_pretrained"):
             teach_trainer(PeftModel)
 
-    @classmethod
-    def _with_heads(cls, config: LoraConfig, model: nn.Module) -> LoraConfig:
-        names = {path.rpartition(".")[2] for path, _ in model.named_modules()}
-        heads = [head for head in cls.heads if head in names]
-        saved = list(dict.fromkeys([*(config.modules_to_save or ()), *heads]))
-        return dataclasses.replace(config, modules_to_save=saved or None)
+    def __reduce__(self) -> Any:
+        state = {name: value for name, value in self.__dict__.items() if name != "forward"}
+        return _bare, (type(self),), state
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        modules = self.__dict__.get("_modules") or {}
-        return type(modules["base_model"].model) if "base_model" in modules else type(self)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_model":
-                raise
-            return getattr(self.base_model, name)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._show_signature_of(self.get_base_model())
 
     def _show_signature_of(self, model: nn.Module) -> None:
         """Give `forward` the base's signature: Trainer picks a data set's columns by it."""
@@ -172,11 +158,13 @@ class PeftModel(nn.Module):
     @contextlib.contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Within the block the model computes what the base computes, merged or not; afterwards as before."""
+        was_enabled = self.base_model.adapters_enabled
         self.base_model.disable_adapter_layers()
         try:
             yield
         finally:
-            self.base_model.enable_adapter_layers()
+            if was_enabled:
+                self.base_model.enable_adapter_layers()
 
     def get_layer_status(self) -> list[LayerStatus]:
         """Return the status of every adapted layer."""
@@ -289,21 +277,18 @@ class PeftModelForSequenceClassification(PeftModel):
     """A model that classifies texts; its classification head is trained in full."""
 
     task_type = "SEQ_CLS"
-    heads = ("classifier", "score")
 
 
 class PeftModelForTokenClassification(PeftModel):
     """A model that classifies tokens; its classification head is trained in full."""
 
     task_type = "TOKEN_CLS"
-    heads = ("classifier", "score")
 
 
 class PeftModelForQuestionAnswering(PeftModel):
     """A model that marks answers in a text; its head is trained in full."""
 
     task_type = "QUESTION_ANS"
-    heads = ("qa_outputs",)
 
 
 class PeftModelForFeatureExtraction(PeftModel):
@@ -315,6 +300,11 @@ class PeftModelForFeatureExtraction(PeftModel):
 def _class_for(config: LoraConfig) -> type[PeftModel]:
     kinds = {kind.task_type: kind for kind in PeftModel.__subclasses__()}
     return kinds.get(config.task_type, PeftModel)
+
+
+def _bare(kind: type[PeftModel]) -> PeftModel:
+    """Return an empty model for pickle and deepcopy to fill; `__class__`, which they ask, is the base's."""
+    return kind.__new__(kind)
 
 
 def _with_base(config: LoraConfig, model: nn.Module) -> LoraConfig:

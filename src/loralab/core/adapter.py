@@ -49,6 +49,17 @@ class Factors:
         squared = ((b.t() @ b) * (a @ a.t())).sum().clamp_min(0)
         return float(squared.sqrt()) * abs(self.scaling)
 
+    def inner(self, other: "Factors") -> float:
+        """Return the inner product of two deltas, unbuilt: <B1 A1, B2 A2> = <B1^T B2, A1 A2^T>."""
+        b = self.b_OR.detach().double().t() @ other.b_OR.detach().double()
+        a = self.a_RI.detach().double() @ other.a_RI.detach().double().t()
+        return float((b * a).sum()) * self.scaling * other.scaling
+
+    def cosine(self, other: "Factors") -> float:
+        """Return the cosine of the angle between two deltas seen as vectors; 0 if one of them is zero."""
+        norms = self.norm() * other.norm()
+        return self.inner(other) / norms if norms else 0.0
+
 
 @dataclass(frozen=True)
 class Adapter:

@@ -36,6 +36,12 @@ _OFF: dict[str, tuple[Any, ...]] = {
 }
 """PEFT fields that loralab does not implement, with the values that leave them off."""
 
+_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+
 _EMPTY: tuple[Any, ...] = (None, False, [], {}, "")
 
 
@@ -132,6 +138,8 @@ class LoraConfig:
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list | tuple):
             self.exclude_modules = set(self.exclude_modules)
+        self.rank_pattern = self.rank_pattern or {}
+        self.alpha_pattern = self.alpha_pattern or {}
         faults = _faults(self)
         if faults:
             raise ConfigError("; ".join(faults))
@@ -140,6 +148,11 @@ class LoraConfig:
     def variant(self) -> str:
         """The name of the variant in ``core/variants``."""
         return "dora" if self.use_dora else "plain"
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names that models give to the head of this task; it is new, so it is trained in full."""
+        return _HEADS.get(self.task_type or "", ())
 
     def rank_of(self, path: str) -> int:
         """Return the rank for the module at `path`."""
@@ -200,6 +213,22 @@ def _first_match(pattern: Mapping[str, float], path: str, default: float) -> flo
     return default
 
 
+def _wrong_kinds(config: LoraConfig) -> list[str]:
+    """Return what is wrong with fields that hold names or numbers of layers."""
+    faults = []
+    for name in ("target_modules", "exclude_modules", "modules_to_save"):
+        value = getattr(config, name)
+        names = isinstance(value, list | tuple | set) and all(isinstance(item, str) for item in value)
+        pattern = isinstance(value, str) and name != "modules_to_save"
+        if not (value is None or names or pattern):
+            faults.append(f"{name} is {value!r}; expected a list of module names")
+    layers = config.layers_to_transform
+    indices = layers if isinstance(layers, list) else [layers]
+    if layers is not None and not all(type(index) is int for index in indices):
+        faults.append(f"layers_to_transform is {layers!r}; expected a layer's number or a list of them")
+    return faults
+
+
 def _faults(config: LoraConfig) -> list[str]:
     faults = []
     for name, value in [
@@ -213,8 +242,9 @@ def _faults(config: LoraConfig) -> list[str]:
     for name, alpha in alphas:
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
             faults.append(f"{name} is {alpha!r}; it scales the adapter and must be above 0")
-    if not 0 <= config.lora_dropout < 1:
+    if not isinstance(config.lora_dropout, int | float) or not 0 <= config.lora_dropout < 1:
         faults.append(f"lora_dropout is {config.lora_dropout!r}; expected a probability from 0 to below 1")
+    faults += _wrong_kinds(config)
     if config.bias not in ("none", "all", "lora_only"):
         faults.append(f"bias is {config.bias!r}; expected 'none', 'all' or 'lora_only'")
     if config.task_type is not None and config.task_type not in TaskType.__members__:

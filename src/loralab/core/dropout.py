@@ -17,7 +17,7 @@ def drop(x: Tensor, p: float, seed: int) -> Tensor:
     The same seed, shape, p and device always give the same mask. p is rounded to a multiple of 2**-16: four
     numbers share one 64-bit draw, which is what makes it several times faster than `bernoulli_` on a CPU.
     """
-    threshold = round(p * _STEPS)
+    threshold = min(round(p * _STEPS), _STEPS - 1)
     if threshold == 0:
         return x
     keep = _uniform_int16(x.numel(), seed, x.device).view(x.shape) >= threshold - _STEPS // 2

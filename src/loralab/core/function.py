@@ -69,7 +69,7 @@ class _LoraLinear(torch.autograd.Function):
         out_TO.addmm_(low_TR, b.t(), alpha=scaling)
         ctx.save_for_backward(x_TI, weight_OI, a_RI, b_OR, low_TR)
         ctx.scaling, ctx.dropout, ctx.seed, ctx.shape = scaling, dropout, seed, x.shape
-        return out_TO.view(*x.shape[:-1], -1)
+        return out_TO.view(*x.shape[:-1], weight_OI.shape[0])
 
     @staticmethod
     @torch.autograd.function.once_differentiable

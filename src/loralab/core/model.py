@@ -13,9 +13,11 @@ from loralab.core.adapter import Adapter
 from loralab.core.config import LoraConfig
 from loralab.core.layers import BASE, Activation, LoraLayer, wrap
 from loralab.core.saved import ModulesToSaveWrapper
-from loralab.errors import AdapterError, ConfigError, TargetError, did_you_mean
+from loralab.errors import AdapterError, ConfigError, LoralabError, TargetError, did_you_mean
 
 __all__ = ["LoraModel"]
+
+_SCALE_FIELDS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
 
 
 class LoraModel(nn.Module):
@@ -42,6 +44,8 @@ class LoraModel(nn.Module):
         self.lora_layers: dict[str, LoraLayer] = {}
         self.saved_modules: dict[str, ModulesToSaveWrapper] = {}
         self._activation = Activation()
+        self._other_biases: dict[str, Tensor] = {}
+        """The base's own values of biases that an adapter trains; while disabled, the adapter's."""
         self.attach(adapter_name, config, adapter)
         self.set_adapter(adapter_name, inference_mode=config.inference_mode)
 
@@ -77,12 +81,18 @@ class LoraModel(nn.Module):
         layers = {p: self.lora_layers.get(p) or wrap(modules[p], p, self._activation) for p in found.paths}
         saved = self._modules_to_save(config, modules, fresh=adapter is None)
         if adapter is not None:
+            adapter = self._without_copies_of_the_base(adapter)
             self._check_fit(name, adapter, layers, saved, config)
-        for path, layer in layers.items():
-            tensors = None
-            if adapter is not None:
-                tensors = {key: adapter.tensors[f"{path}.{key}"] for key in layer.expected(path, config)}
-            layer.add_adapter(name, path, config, tensors)
+        try:
+            for path, layer in layers.items():
+                tensors = None
+                if adapter is not None:
+                    tensors = {key: adapter.tensors[f"{path}.{key}"] for key in layer.expected(path, config)}
+                layer.add_adapter(name, path, config, tensors)
+        except LoralabError:
+            for layer in layers.values():
+                layer.delete_adapter(name)
+            raise
         for wrapper in saved.values():
             wrapper.add_adapter(name, trains=not config.inference_mode)
         new: dict[str, LoraLayer | ModulesToSaveWrapper] = {**layers, **saved}
@@ -94,6 +104,7 @@ class LoraModel(nn.Module):
         self.lora_layers |= layers
         self.saved_modules |= saved
         self.peft_config[name] = _resolved(config, found.paths, modules)
+        self._other_biases |= {key: bias.detach().clone() for key, bias in self._biases(name).items()}
         if adapter is not None:
             self._copy_full_tensors(name, adapter)
 
@@ -104,6 +115,7 @@ class LoraModel(nn.Module):
             AdapterError: there is no such adapter.
         """
         self._known([name])
+        self._restore_biases(name)
         for module in self._adapted_modules():
             module.delete_adapter(name)
         del self.peft_config[name]
@@ -118,7 +130,8 @@ class LoraModel(nn.Module):
         if name not in self.peft_config:
             self.attach(name, adapter.config, adapter)
             return
-        config = self.peft_config[name]
+        adapter = self._without_copies_of_the_base(adapter)
+        config = adapter.config
         layers = {path: layer for path, layer in self.lora_layers.items() if name in layer.adapters}
         saved = {path: w for path, w in self.saved_modules.items() if name in w.modules_to_save}
         self._check_fit(name, adapter, layers, saved, config)
@@ -126,6 +139,9 @@ class LoraModel(nn.Module):
             for path, layer in layers.items():
                 for key, tensor in layer.tensors(name).items():
                     tensor.copy_(adapter.tensors[f"{path}.{key}"])
+                layer.scale_adapter(name, path, config)
+        scale = {field: getattr(config, field) for field in _SCALE_FIELDS}
+        self.peft_config[name] = dataclasses.replace(self.peft_config[name], **scale)
         self._copy_full_tensors(name, adapter)
 
     def adapter(self, name: str) -> Adapter:
@@ -146,7 +162,9 @@ class LoraModel(nn.Module):
     def unload(self) -> nn.Module:
         """Return the base model as it was before the first adapter, merged weights undone."""
         self.unmerge_adapter()
-        return self._unwrap()
+        for name in self.peft_config:
+            self._restore_biases(name)
+        return self._unwrap({id(w): w.original_module for w in self.saved_modules.values()})
 
     def merge_and_unload(
         self, safe_merge: bool = True, adapter_names: Sequence[str] | None = None
@@ -159,16 +177,14 @@ class LoraModel(nn.Module):
         self.merge_adapter(adapter_names, safe_merge)
         merged = [layer for layer in self.lora_layers.values() if layer.merged]
         untied = _any_tied(self.model, merged)
-        model = self._unwrap()
+        model = self._unwrap({id(w): w.shown for w in self.saved_modules.values()})
         config = getattr(model, "config", None)
         if untied and getattr(config, "tie_word_embeddings", False):
             model.config.tie_word_embeddings = False  # type: ignore[union-attr]
         return model
 
-    def _unwrap(self) -> nn.Module:
-        swaps: dict[int, nn.Module] = {id(layer): layer.base_layer for layer in self.lora_layers.values()}
-        swaps |= {id(wrapper): wrapper.shown for wrapper in self.saved_modules.values()}
-        _replace(self.model, swaps)
+    def _unwrap(self, saved: Mapping[int, nn.Module]) -> nn.Module:
+        _replace(self.model, {id(x): x.base_layer for x in self.lora_layers.values()} | dict(saved))
         self.lora_layers, self.saved_modules, self.peft_config = {}, {}, {}
         return self.model
 
@@ -201,6 +217,11 @@ class LoraModel(nn.Module):
             for bias in self._biases(name).values():
                 bias.requires_grad_(name in names and not inference_mode)
 
+    @property
+    def adapters_enabled(self) -> bool:
+        """Whether the active adapters run."""
+        return self._activation.enabled
+
     def enable_adapter_layers(self) -> None:
         """Let the active adapters run again, merged weights included."""
         self._enable(True)
@@ -210,6 +231,9 @@ class LoraModel(nn.Module):
         self._enable(False)
 
     def _enable(self, enabled: bool) -> None:
+        if enabled != self._activation.enabled:
+            for name in self.peft_config:
+                self._swap_biases(name)
         self._activation.enabled = enabled
         for layer in self.lora_layers.values():
             layer.show_merged(enabled)
@@ -303,9 +327,9 @@ class LoraModel(nn.Module):
         self, config: LoraConfig, modules: Mapping[str, nn.Module], *, fresh: bool
     ) -> dict[str, ModulesToSaveWrapper]:
         saved = {}
-        for name in config.modules_to_save or ():
+        for name in dict.fromkeys((*(config.modules_to_save or ()), *config.heads)):
             paths = [p for p in modules if p == name or p.endswith(f".{name}")]
-            if not paths and fresh:
+            if not paths and fresh and name not in config.heads:
                 leaves = sorted({path.rpartition(".")[2] for path in modules})
                 raise TargetError(f"modules_to_save: {name!r} matches no module.{did_you_mean(name, leaves)}")
             for path in paths:
@@ -313,6 +337,22 @@ class LoraModel(nn.Module):
                     modules[path], self._activation
                 )
         return saved
+
+    def _without_copies_of_the_base(self, adapter: Adapter) -> Adapter:
+        """Drop tensors that repeat the base's weights: PEFT writes embeddings beside their adapters.
+
+        One that differs stays, and then has no place in the model.
+        """
+        repeated = set()
+        for path, module in targets.walk(self.model):
+            layer, key = self.lora_layers.get(path), f"{path}.base_layer.weight"
+            if key in adapter.tensors:
+                weight: Tensor = layer.original_weight if layer else module.weight  # type: ignore[assignment]
+                copy = adapter.tensors[key].to(weight.device, weight.dtype)
+                if torch.equal(copy, weight):
+                    repeated.add(key)
+        tensors = {key: tensor for key, tensor in adapter.tensors.items() if key not in repeated}
+        return Adapter(adapter.config, tensors)
 
     def _check_fit(
         self,
@@ -351,6 +391,21 @@ class LoraModel(nn.Module):
         layers = {path: layer for path, layer in self.lora_layers.items() if name in layer.adapters}
         return self._biases_of(self.peft_config[name], layers)
 
+    def _swap_biases(self, name: str) -> None:
+        swapped: dict[int, Tensor] = {}  # one tensor may stand under several names
+        for key, bias in self._biases(name).items():
+            if id(bias) not in swapped:
+                bias.data, swapped[id(bias)] = self._other_biases[key].to(bias), bias.data
+            self._other_biases[key] = swapped[id(bias)]
+
+    def _restore_biases(self, name: str) -> None:
+        """Give the base its own biases back, frozen."""
+        if self._activation.enabled:
+            self._swap_biases(name)
+        for key, bias in self._biases(name).items():
+            bias.requires_grad_(False)
+            del self._other_biases[key]
+
     def _full_tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of an adapter that are trained in full: `modules_to_save` and biases."""
         saved = {
@@ -358,7 +413,10 @@ class LoraModel(nn.Module):
             for path, wrapper in self.saved_modules.items()
             for key, tensor in wrapper.tensors(name).items()
         }
-        return saved | dict(self._biases(name))
+        biases = self._biases(name)
+        if self._activation.enabled:
+            return saved | dict(biases)
+        return saved | {key: self._other_biases[key] for key in biases}
 
     def _copy_full_tensors(self, name: str, adapter: Adapter) -> None:
         with torch.no_grad():
@@ -382,11 +440,13 @@ def _resolved(config: LoraConfig, paths: Sequence[str], modules: Mapping[str, nn
         wanted = targets.shorten(paths, modules)
     # PEFT's own readers want this flag to say how the weight lies.
     transposed = all(type(modules[path]).__name__ == "Conv1D" for path in paths)
+    heads = [name for name in config.heads if any(p == name or p.endswith(f".{name}") for p in modules)]
     layers = config.layers_to_transform if wanted == config.target_modules else None
     pattern = config.layers_pattern if layers is not None else None
     return dataclasses.replace(
         config,
         target_modules=wanted,
+        modules_to_save=list(dict.fromkeys((*(config.modules_to_save or ()), *heads))) or None,
         fan_in_fan_out=transposed,
         layers_to_transform=layers,
         layers_pattern=pattern,
@@ -398,7 +458,8 @@ def _replace(model: nn.Module, swaps: Mapping[int, nn.Module]) -> None:
     for parent in list(model.modules()):
         if isinstance(parent, LoraLayer | ModulesToSaveWrapper):
             continue
-        for name, child in list(parent.named_children()):
+        # Not named_children(), which passes over a module that stands twice in one parent.
+        for name, child in list(parent._modules.items()):
             if id(child) in swaps:
                 setattr(parent, name, swaps[id(child)])
 

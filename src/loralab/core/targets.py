@@ -177,7 +177,8 @@ def _excluded(path: str, config: LoraConfig) -> bool:
     exclude = config.exclude_modules
     if exclude and (_fullmatch(exclude, path) if isinstance(exclude, str) else _named(path, exclude)):
         return True
-    return any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in config.modules_to_save or ())
+    saved = (*(config.modules_to_save or ()), *config.heads)
+    return any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in saved)
 
 
 def _nothing(

@@ -1,5 +1,6 @@
 """A run is a directory. Everything that is known of a run is in it; see ``docs/run-folder.md``."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loralab.errors import CheckpointError, ConfigError, did_you_mean
-from loralab.files import write_json, write_text
+from loralab.files import append_line, write_json, write_text
 from loralab.training.config import RunConfig, check, read_toml
 from loralab.training.events import Event
 
@@ -122,20 +123,18 @@ class RunFolder:
 
     def append_line(self, file: str, value: dict[str, Any]) -> None:
         """Append one JSON line to a file of the run."""
-        with (self.path / file).open("a", encoding="utf8") as stream:
-            stream.write(json.dumps(value, ensure_ascii=False) + "\n")
+        append_line(self.path / file, json.dumps(value, ensure_ascii=False))
 
     def write_lines(self, file: str, values: Iterable[dict[str, Any]]) -> None:
         """Write a file of JSON lines, whole or not at all."""
         write_text(self.path / file, "".join(json.dumps(v, ensure_ascii=False) + "\n" for v in values))
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Yield the events written so far; a last line cut short by a crash is passed over."""
+        """Yield the events written so far; a line that a crash cut short is passed over."""
         path = self.path / "events.jsonl"
-        if path.is_file():
-            for line in path.read_text(encoding="utf8").splitlines():
-                if line.endswith("}"):
-                    yield json.loads(line)
+        for line in path.read_text(encoding="utf8").splitlines() if path.is_file() else ():
+            with contextlib.suppress(json.JSONDecodeError):
+                yield json.loads(line)
 
 
 def find_run(runs: str | Path, name: str) -> RunFolder:

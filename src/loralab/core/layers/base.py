@@ -186,12 +186,11 @@ class LoraLayer(nn.Module, ABC):
         """
         self._check(name, config)
         weight = self.weight
-        rank, alpha = config.rank_of(path), config.alpha_of(path)
+        rank = config.rank_of(path)
         empty = tensors is not None or weight.is_meta
         self._create(name, rank, config.lora_bias, "meta" if empty else None)
         self.r[name] = rank
-        self.lora_alpha[name] = alpha
-        self.scaling[name] = self._own_scaling[name] = config.scaling(alpha, rank)
+        self.scale_adapter(name, path, config)
         self.lora_dropout[name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         self.variants[name] = find_variant(config.variant)
         if tensors is None:
@@ -294,6 +293,11 @@ class LoraLayer(nn.Module, ABC):
         return dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
 
     # scale
+
+    def scale_adapter(self, name: str, path: str, config: LoraConfig) -> None:
+        """Take an adapter's alpha and scaling from `config`."""
+        self.lora_alpha[name] = config.alpha_of(path)
+        self.scaling[name] = self._own_scaling[name] = config.scaling_of(path)
 
     def set_scale(self, adapter: str, scale: float) -> None:
         """Make the adapter's delta `scale` times what its alpha and rank alone give."""
