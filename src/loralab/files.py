@@ -4,15 +4,24 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from loralab.errors import CheckpointError
 
 __all__ = ["append_line", "new_folder", "write_file", "write_json", "write_text"]
+
+_NO_ROOM = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than is allowed",
+}
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -89,17 +98,25 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            free = shutil.disk_usage(_existing(path)).free / 1e6
-            raise CheckpointError(
-                f"{path}: no space left on the disk ({free:.1f} MB free); nothing was written there. "
-                "Free some space and run the command again."
-            ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise CheckpointError(
-                f"{path}: cannot be written ({error.strerror}); nothing was written."
-            ) from None
-        raise
+        if error.errno is None:
+            raise
+        raise _failure(path, error.errno) from None
+    except SafetensorError as error:
+        # It wraps the system's error; the number is in its text only.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise _failure(path, int(number[1])) from None
+
+
+def _failure(path: Path, number: int) -> CheckpointError:
+    if number in _NO_ROOM:
+        free = shutil.disk_usage(_existing(path)).free / 1e6
+        return CheckpointError(
+            f"{path}: {_NO_ROOM[number]} ({free:.1f} MB free); nothing was written there. "
+            "Free some space and run the command again."
+        )
+    return CheckpointError(f"{path}: cannot be written ({os.strerror(number)}); nothing was written there.")
 
 
 def _existing(path: Path) -> Path:

@@ -45,9 +45,11 @@ class Screen:
 
     def say(self, text: str = "", style: str = "") -> None:
         """Print a line for a person; nothing in JSON mode."""
-        if self.mode != "json":
-            self.console.print(Text(text, style=style), end="\n")
-            self.console.file.flush()
+        if self.mode == "plain":
+            # Not through rich, which turns tabs into spaces.
+            self.write(text + "\n")
+        elif self.mode == "rich":
+            self.console.print(Text(text, style=style))
 
     def fact(self, label: str, text: str) -> None:
         """Print a labelled line for a person."""

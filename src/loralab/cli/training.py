@@ -1,12 +1,11 @@
 """What `train` and `resume` print around a run."""
 
-import math
-
 from loralab.cli.output import Screen, duration, size
 from loralab.cli.progress import follow
 from loralab.core.adapter import Adapter
 from loralab.data.dataset import Dataset
 from loralab.training.events import Finished
+from loralab.training.loop import perplexity
 from loralab.training.run import Run
 
 __all__ = ["carry_out", "show_plan", "show_result"]
@@ -78,7 +77,7 @@ def show_result(run: Run, finished: Finished, screen: Screen) -> None:
         screen.fact(
             "eval loss",
             f"base {finished.base_loss:.4f} -> adapter {finished.loss:.4f} (step {finished.chosen_step}); "
-            f"perplexity {math.exp(finished.base_loss):.2f} -> {math.exp(finished.loss):.2f}",
+            f"perplexity {perplexity(finished.base_loss):.2f} -> {perplexity(finished.loss):.2f}",
         )
     screen.fact("adapter", finished.path)
 

@@ -3,6 +3,7 @@
 import codecs
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,9 +39,10 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _check_file(path: Path) -> None:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise DataError(f"{path}: this is a folder; name a file in it.")
-    if not path.exists():
+    # os.path answers no where Path raises, as for a name that is too long.
+    if not os.path.exists(path):
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{path}: no such file.{did_you_mean(path.name, siblings)}")
 

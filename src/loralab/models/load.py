@@ -4,6 +4,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -34,16 +35,6 @@ class BaseModel:
     dtype: torch.dtype
     device: torch.device
 
-    @property
-    def max_positions(self) -> int | None:
-        """The longest row that the model takes, in tokens; None where it sets no limit."""
-        config = self.model.config
-        for key in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
-            value = getattr(config, key, None)
-            if isinstance(value, int):
-                return value
-        return None
-
 
 def load_base(name: str, dtype: str = "auto", *, allow_pickle: bool = False) -> BaseModel:
     """Return the causal language model `name` (a folder, a hub id, or "demo") with its tokenizer.
@@ -61,12 +52,17 @@ def load_base(name: str, dtype: str = "auto", *, allow_pickle: bool = False) -> 
     wanted = "auto" if dtype == "stored" else choose_dtype(dtype, device, width)
     tokenizer = load_tokenizer(name)
     with quiet():
-        model = _explained(
+        model, found = _explained(
             name,
             lambda: AutoModelForCausalLM.from_pretrained(
-                where, dtype=wanted, use_safetensors=None if allow_pickle else True
+                where,
+                dtype=wanted,
+                use_safetensors=None if allow_pickle else True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
             ),
         )
+    _check_complete(name, found)
     model.name_or_path = model.config.name_or_path = name
     return BaseModel(name, model.to(device).eval(), tokenizer, model.dtype, device)
 
@@ -128,6 +124,20 @@ def _check_folder(where: str, allow_pickle: bool) -> None:
         )
 
 
+def _check_complete(name: str, found: dict[str, Any]) -> None:
+    """Refuse weights that transformers would leave at random values, with no more than a notice."""
+    missing = sorted(found["missing_keys"])
+    faults = [f"{key} is missing" for key in missing] + [
+        f"{key} is {list(stored)}, config.json says {list(wanted)}"
+        for key, stored, wanted in sorted(found["mismatched_keys"])
+    ]
+    if faults:
+        raise ModelError(
+            f"{name}: {len(faults)} of its weights are not as its config.json says: {faults[0]}. "
+            "Is the copy complete, and is it a causal language model?"
+        )
+
+
 def _explained(name: str, load: Any) -> Any:
     try:
         return load()
@@ -135,11 +145,11 @@ def _explained(name: str, load: Any) -> Any:
         raise ModelError(
             f"{name}: the weights are damaged or truncated ({error}); copy them again."
         ) from None
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().split("\n")[0]
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = shorten(str(error), 300, placeholder=" ...")
         offline = (
             " (the hub could not be reached)" if "connect" in str(error) or "offline" in str(error) else ""
         )
         if Path(_resolve(name)).is_dir():
-            raise ModelError(f"{name}: cannot be loaded as a causal language model: {first}") from None
+            raise ModelError(f"{name}: cannot be loaded: {reason}") from None
         raise ModelError(f"{name}: neither a folder here nor a model on the hub{offline}.") from None

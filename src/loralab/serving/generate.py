@@ -1,5 +1,6 @@
 """Text from a model, piece by piece as it is written."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from threading import Thread
@@ -30,7 +31,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1.")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise ConfigError(f"temperature is {self.temperature}; expected 0 (no chance) or more.")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}; expected a share above 0, up to 1.")
@@ -99,7 +100,7 @@ def continue_text(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
                 max_new_tokens=room,
-                eos_token_id=list(stops) or None,
+                eos_token_id=sorted({*stops, *_own_stops(model)}) or None,
                 pad_token_id=tokenizer.pad_token_id,
                 streamer=streamer,
                 **choice,
@@ -114,3 +115,9 @@ def continue_text(
     thread.join()
     if failure:
         raise failure[0]
+
+
+def _own_stops(model: Any) -> list[int]:
+    """Return the ids at which the model's own files say that generation ends."""
+    own = model.generation_config.eos_token_id
+    return own if isinstance(own, list) else [] if own is None else [own]

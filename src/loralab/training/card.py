@@ -1,11 +1,10 @@
 """The adapter's card: a README.md that says what it is and how it came about."""
 
-import math
-
 from loralab.core.config import LoraConfig
 from loralab.data.dataset import Dataset
 from loralab.training.checkpoint import Progress
 from loralab.training.config import RunConfig
+from loralab.training.loop import perplexity
 
 
 def card(config: RunConfig, data: Dataset, progress: Progress, lora: LoraConfig) -> str:
@@ -35,6 +34,6 @@ def card(config: RunConfig, data: Dataset, progress: Progress, lora: LoraConfig)
     ]
     if progress.best_loss is not None and progress.base_loss is not None:
         for what, loss in (("base", progress.base_loss), ("adapter", progress.best_loss)):
-            lines.append(f"| validation loss, {what} | {loss:.4f} (perplexity {math.exp(loss):.2f}) |")
+            lines.append(f"| validation loss, {what} | {loss:.4f} (perplexity {perplexity(loss):.2f}) |")
         lines.append(f"| chosen step | {progress.best_step} |")
     return "\n".join([*lines, ""])

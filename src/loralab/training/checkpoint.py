@@ -18,7 +18,7 @@ from loralab.adapters import PeftModel, read_adapter, write_adapter
 from loralab.errors import AdapterError, CheckpointError
 from loralab.files import new_folder, write_json
 
-__all__ = ["Progress", "latest", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Progress", "complete", "latest", "load_checkpoint", "save_checkpoint"]
 
 TENSORS = "training.safetensors"
 STATE = "training.json"
@@ -80,8 +80,14 @@ def load_checkpoint(folder: Path, model: PeftModel, optimizer: Any) -> Progress:
 
 def latest(folder: Path) -> Path | None:
     """Return the newest checkpoint in a run's checkpoints folder; half-written ones never count."""
-    steps = sorted(path for path in folder.glob("[0-9]*") if (path / STATE).is_file())
-    return steps[-1] if steps else None
+    found = complete(folder)
+    return found[-1] if found else None
+
+
+def complete(folder: Path) -> list[Path]:
+    """Return the checkpoints in a run's checkpoints folder, the oldest first."""
+    found = [path for path in folder.glob("*") if path.name.isdecimal() and (path / STATE).is_file()]
+    return sorted(found, key=lambda path: int(path.name))
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -20,7 +20,7 @@ else:
 
 __all__ = ["RunConfig", "explain", "read_toml"]
 
-_NAME = re.compile(r"[\w][\w.-]*")
+_NAME = re.compile(r"[\w][\w.-]{,99}")
 
 
 class RunConfig(BaseModel):
@@ -80,7 +80,7 @@ class RunConfig(BaseModel):
     """Save a checkpoint every so many steps. Left out: as eval_steps."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints to keep; the best one is kept besides."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the adapter's start, the order of the data and dropout."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the base; auto is bfloat16 where the hardware has it. Adapters are float32."""
@@ -119,6 +119,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file.") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder; expected a TOML file with settings.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}.") from None
     return values
@@ -144,7 +146,7 @@ def _conflicts(config: RunConfig) -> list[str]:
     faults = []
     if config.name and (not _NAME.fullmatch(config.name) or ".." in config.name):
         faults.append(
-            f"name is {config.name!r}: expected letters, digits, '-', '_' and '.', with no path in it"
+            f"name is {config.name!r}: expected up to 100 letters, digits, '-', '_', '.', and no path in it"
         )
     if config.micro_batch_size is not None and config.batch_size % config.micro_batch_size:
         faults.append(

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -62,18 +64,25 @@ class RunFolder:
         """Return the folder of one checkpoint."""
         return self.checkpoints / f"{step:06d}"
 
-    def create(self, config: RunConfig) -> None:
-        """Make the folder and write the complete settings.
+    def check_free(self, *, overwrite: bool) -> None:
+        """Check that a new run may take this folder; with `overwrite`, also in the place of an old run.
 
         Raises:
-            ConfigError: there is a run of that name.
+            ConfigError: there is a run of that name, it is running, or the folder is no run.
         """
-        if self.path.exists():
+        if not self.path.exists():
+            return
+        if not (self.path / "config.toml").is_file():
+            raise ConfigError(f"{self.path} exists and is no run; choose another --name or --runs.")
+        if not overwrite:
             raise ConfigError(
                 f"there is a run {self.name!r} in {self.path.parent} already; go on with "
                 f"'loralab resume {self.name}', choose another --name, or replace it with --overwrite."
             )
-        write_text(self.path / "config.toml", config.to_toml())
+        if self.state().state == "running":
+            raise ConfigError(
+                f"run {self.name!r} is running now, as process {self.state().pid}; stop it first."
+            )
 
     def config(self) -> RunConfig:
         """Return the run's settings.
@@ -132,8 +141,8 @@ class RunFolder:
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield the events written so far; a line that a crash cut short is passed over."""
         path = self.path / "events.jsonl"
-        for line in path.read_text(encoding="utf8").splitlines() if path.is_file() else ():
-            with contextlib.suppress(json.JSONDecodeError):
+        for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+            with contextlib.suppress(ValueError):
                 yield json.loads(line)
 
 
@@ -154,16 +163,27 @@ def find_run(runs: str | Path, name: str) -> RunFolder:
 
 
 def list_runs(runs: str | Path) -> list[RunFolder]:
-    """Return the runs in a folder, the oldest first."""
-    paths = [path.parent for path in Path(runs).glob("*/config.toml")]
+    """Return the runs in a folder, the oldest first.
+
+    Raises:
+        ConfigError: the folder is a file.
+    """
+    if Path(runs).is_file():
+        raise ConfigError(f"{runs}: is a file; --runs takes the folder that holds the runs.")
+    paths = [path.parent for path in Path(runs).glob("[!.]*/config.toml")]
     return [RunFolder(path) for path in sorted(paths, key=lambda p: ((p / "config.toml").stat().st_mtime, p))]
 
 
 def unused_name(runs: str | Path, stem: str) -> str:
-    """Return `stem`, or `stem` with the first number that no run has."""
+    """Return `stem` as a run's name, with the first number that makes it a new one.
+
+    Raises:
+        ConfigError: `runs` is a file.
+    """
     names = {run.name for run in list_runs(runs)}
-    candidates = (stem if n == 1 else f"{stem}-{n}" for n in range(1, len(names) + 2))
-    return next(name for name in candidates if name not in names)
+    plain = re.sub(r"[^\w.-]+|\.\.+", "-", stem).strip("-.")[:60] or "run"
+    candidates = (plain if n == 1 else f"{plain}-{n}" for n in itertools.count(1))
+    return next(name for name in candidates if name not in names and not (Path(runs) / name).exists())
 
 
 def _alive(pid: int) -> bool:

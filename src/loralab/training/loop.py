@@ -22,7 +22,7 @@ from loralab.training.order import batch_at, steps_per_epoch
 from loralab.training.schedule import learning_rate
 from loralab.training.tasks import Task
 
-__all__ = ["Plan", "evaluate", "make_optimizer", "plan", "train"]
+__all__ = ["Plan", "evaluate", "make_optimizer", "perplexity", "plan", "train"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def train(
         batch = [examples[index] for index in indices]
         loss = _accumulate(accelerator, model, task, batch, config.micro)
         norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
-        _check_finite(loss, norm, progress.step + 1, rate)
+        _check_finite({"loss": loss, "gradient": norm}, progress.step + 1, rate)
         optimizer.step()
         optimizer.zero_grad()
         progress.step += 1
@@ -94,6 +94,7 @@ def train(
         evaluated = None
         if held_out and (last or progress.step % timing.eval_steps == 0):
             evaluated = _evaluate_step(model, task, held_out, config, progress)
+            _check_finite({"validation loss": evaluated.loss}, progress.step, rate)
         # A reader that stops here finds the step whole: evaluated, and `progress` ready to be saved.
         yield stepped
         if evaluated:
@@ -114,6 +115,11 @@ def evaluate(model: Any, task: Task, examples: Sequence[Any], micro_batch: int) 
     model.train(was_training)
     weight = sum(task.weight(example) for example in examples)
     return total / weight, round(weight)
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss), or 1e304 where that would be more than a float can hold."""
+    return math.exp(min(loss, 700.0))
 
 
 def _accumulate(accelerator: Accelerator, model: Any, task: Task, batch: Sequence[Any], micro: int) -> float:
@@ -141,8 +147,8 @@ def _evaluate_step(
     return Evaluated(progress.step, loss, tokens, best)
 
 
-def _check_finite(loss: float, norm: float, step: int, rate: float) -> None:
-    for what, value in (("loss", loss), ("gradient", norm)):
+def _check_finite(values: dict[str, float], step: int, rate: float) -> None:
+    for what, value in values.items():
         if not math.isfinite(value):
             raise TrainingError(
                 f"the {what} is not finite at step {step}, with learning rate {rate:.2e}; "

@@ -5,7 +5,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,9 @@ from loralab.data.dataset import Dataset, load_dataset
 from loralab.errors import CheckpointError, ConfigError, LoralabError, TrainingError
 from loralab.files import new_folder, write_json, write_text
 from loralab.models import BaseModel, load_base
+from loralab.models.positions import choose_cutoff
 from loralab.training.card import card
-from loralab.training.checkpoint import Progress, latest, load_checkpoint, save_checkpoint
+from loralab.training.checkpoint import Progress, complete, latest, load_checkpoint, save_checkpoint
 from loralab.training.config import RunConfig
 from loralab.training.events import Event, Finished, Started
 from loralab.training.folder import RunFolder, RunState, find_run, unused_name
@@ -30,7 +31,6 @@ from loralab.training.tasks.causal_lm import CausalLM
 
 __all__ = ["Run", "resume", "start"]
 
-_DEFAULT_CUTOFF = 512
 _BEAT = 2.0
 
 
@@ -72,16 +72,18 @@ class Run:
         beat = 0.0
         self.folder.write_state(state)
         try:
-            for event in self._train():
-                self.folder.append(event)
-                loss = getattr(event, "loss", None)
-                state = dataclasses.replace(state, step=event.step, loss=state.loss if loss is None else loss)
-                if isinstance(event, Finished):
-                    state = dataclasses.replace(state, state="finished")
-                if state.state == "finished" or time.monotonic() - beat > _BEAT:
-                    self.folder.write_state(state)
-                    beat = time.monotonic()
-                yield event
+            with closing(self._train()) as events:
+                for event in events:
+                    self.folder.append(event)
+                    loss = getattr(event, "loss", None)
+                    loss = state.loss if loss is None else loss
+                    state = dataclasses.replace(state, step=event.step, loss=loss)
+                    if isinstance(event, Finished):
+                        state = dataclasses.replace(state, state="finished")
+                    if state.state == "finished" or time.monotonic() - beat > _BEAT:
+                        self.folder.write_state(state)
+                        beat = time.monotonic()
+                    yield event
         except GeneratorExit:
             if state.state != "finished":
                 self.folder.write_state(dataclasses.replace(state, state="interrupted"))
@@ -90,7 +92,7 @@ class Run:
             self.folder.write_state(dataclasses.replace(state, state="failed", note=str(error)))
             raise
 
-    def _train(self) -> Iterator[Event]:
+    def _train(self) -> Generator[Event, None, None]:
         held_out = self.eval_data.examples if self.eval_data else ()
         optimizer = make_optimizer(self.model, self.config)
         progress = Progress()
@@ -119,10 +121,11 @@ class Run:
         yield self._finish(progress)
 
     def _prune(self, progress: Progress) -> None:
-        """Delete all checkpoints but the newest few and the best."""
-        paths = sorted(self.folder.checkpoints.glob("[0-9]*"))
-        for path in paths[: -self.config.keep_checkpoints]:
-            if path.name != f"{progress.best_step or 0:06d}":
+        """Delete all checkpoints but the newest few and the best, and what a crash left half-written."""
+        newest = complete(self.folder.checkpoints)[-self.config.keep_checkpoints :]
+        kept = {*newest, self.folder.checkpoint(progress.best_step or 0)}
+        for path in self.folder.checkpoints.iterdir():
+            if path not in kept and (path.name.isdecimal() or path.name.startswith(".")):
                 shutil.rmtree(path)
 
     def _finish(self, progress: Progress) -> Finished:
@@ -165,17 +168,13 @@ def start(config: RunConfig, *, overwrite: bool = False) -> Run:
     name = config.name or unused_name(config.runs, Path(config.data).stem)
     config = config.model_copy(update={"name": name})
     folder = RunFolder(Path(config.runs) / name)
-    if folder.path.exists() and not overwrite:
-        folder.create(config)
-    if overwrite and folder.path.exists() and folder.state().state == "running":
-        raise ConfigError(f"run {name!r} is running now, as process {folder.state().pid}; stop it first.")
+    folder.check_free(overwrite=overwrite)
     run = _assemble(config, folder, None)
-    if overwrite and folder.path.exists():
-        shutil.rmtree(folder.path)
-    folder.create(run.config)
     rejected = [dataclasses.asdict(r) for d in (run.data, run.eval_data) if d for r in d.rejected]
-    folder.write_lines("rejected.jsonl", rejected)
-    write_json(folder.path / "plan.json", _plan_of(run))
+    with new_folder(folder.path) as temporary:
+        write_text(temporary / "config.toml", run.config.to_toml())
+        write_json(temporary / "plan.json", _plan_of(run))
+        RunFolder(temporary).write_lines("rejected.jsonl", rejected)
     return run
 
 
@@ -192,15 +191,18 @@ def resume(name: str, runs: str = "runs") -> Run:
         raise ConfigError(f"run {name!r} is running now, as process {state.pid}.")
     if state.state == "finished":
         raise ConfigError(f"run {name!r} is finished; its adapter is {folder.adapter}.")
-    return _assemble(folder.config(), folder, latest(folder.checkpoints))
+    run = _assemble(folder.config(), folder, latest(folder.checkpoints))
+    _check_unchanged(run)
+    return run
 
 
 def _assemble(config: RunConfig, folder: RunFolder, checkpoint: Path | None) -> Run:
     base = load_base(config.model, config.dtype, allow_pickle=config.allow_pickle)
-    config = config.model_copy(update={"cutoff_length": _cutoff(config, base)})
+    config = config.model_copy(
+        update={"cutoff_length": choose_cutoff(config.cutoff_length, base.model.config, config.model)}
+    )
     data = load_data(config.data, config, base)
     eval_data = load_data(config.eval_data, config, base) if config.eval_data else None
-    _check_unchanged(folder, data)
     torch.manual_seed(config.seed)
     model = get_peft_model(
         base.model,
@@ -228,33 +230,25 @@ def load_data(path: str, config: RunConfig, base: BaseModel) -> Dataset:
     return load_dataset(
         Path(path),
         base.tokenizer,
-        cutoff_length=_cutoff(config, base),
+        cutoff_length=choose_cutoff(config.cutoff_length, base.model.config, base.name),
         overlap_length=config.overlap_length,
         format=config.format,
         template=config.template,
     )
 
 
-def _cutoff(config: RunConfig, base: BaseModel) -> int:
-    positions = base.max_positions or sys.maxsize
-    if config.cutoff_length is None:
-        return min(_DEFAULT_CUTOFF, positions)
-    if config.cutoff_length > positions:
-        raise ConfigError(
-            f"cutoff_length is {config.cutoff_length}, but {config.model} has {positions} positions; "
-            f"use --cutoff-length {positions} or less."
-        )
-    return config.cutoff_length
-
-
-def _check_unchanged(folder: RunFolder, data: Dataset) -> None:
+def _check_unchanged(run: Run) -> None:
     """Hold the data to what the run began with: with other rows it would be another run."""
-    before = folder.plan().get("data_fingerprint")
-    if before is not None and before != data.fingerprint:
-        raise CheckpointError(
-            f"the training data of run {folder.name!r} has changed since it began, so it cannot go on as "
-            "it was. Put the file back, or start a new run."
-        )
+    before = run.folder.plan()
+    for file, data, key in (
+        (run.config.data, run.data, "data_fingerprint"),
+        (run.config.eval_data, run.eval_data, "eval_fingerprint"),
+    ):
+        if data and before.get(key) not in (None, data.fingerprint):
+            raise CheckpointError(
+                f"{file} has changed since run {run.folder.name!r} began, so the run cannot go on as it was. "
+                "Put the file back, or start a new run."
+            )
 
 
 def _plan_of(run: Run) -> dict[str, object]:
@@ -272,6 +266,7 @@ def _plan_of(run: Run) -> dict[str, object]:
         "dtype": str(run.base.dtype).removeprefix("torch."),
         "isolation": run.task.isolation,
         "data_fingerprint": run.data.fingerprint,
+        "eval_fingerprint": run.eval_data.fingerprint if run.eval_data else None,
     }
 
 

@@ -32,7 +32,7 @@ def command(
     show
         How many examples to show.
     cutoff_length
-        Longest row in tokens. Left out: 512.
+        Longest row in tokens. Left out: 512, or the model's positions if they are fewer.
     overlap_length
         Raw text: tokens of context that a block repeats.
     format
@@ -43,14 +43,18 @@ def command(
     from loralab.cli.training import describe
     from loralab.data.dataset import load_dataset
     from loralab.data.preview import preview
-    from loralab.models import load_tokenizer
+    from loralab.errors import ConfigError
+    from loralab.models.load import load_config, load_tokenizer
+    from loralab.models.positions import choose_cutoff
 
+    if show < 0:
+        raise ConfigError(f"show is {show}; expected 0 or more.")
     screen = Screen(output)
     tokenizer = load_tokenizer(model)
     data = load_dataset(
         file,
         tokenizer,
-        cutoff_length=cutoff_length or 512,
+        cutoff_length=choose_cutoff(cutoff_length, load_config(model), model),
         overlap_length=overlap_length,
         format=format,
         template=template,

@@ -1,6 +1,5 @@
 """``loralab eval``."""
 
-import math
 from pathlib import Path
 
 from loralab.cli.output import Output, Screen
@@ -53,7 +52,7 @@ def command(
     from loralab.cli.training import describe
     from loralab.models import load_base
     from loralab.training.config import check
-    from loralab.training.loop import evaluate
+    from loralab.training.loop import evaluate, perplexity
     from loralab.training.run import causal_lm, load_data
 
     screen = Screen(output)
@@ -80,7 +79,7 @@ def command(
 
     def measure(name: str, subject: object) -> None:
         loss, tokens = evaluate(subject, task, rows.examples, micro_batch_size)
-        results[name] = {"loss": loss, "perplexity": math.exp(min(loss, 700)), "tokens": tokens}
+        results[name] = {"loss": loss, "perplexity": perplexity(loss), "tokens": tokens}
 
     measure("base", base.model)
     if folder:

@@ -1,45 +1,52 @@
 """``loralab show``."""
 
+from pathlib import Path
+
 from loralab.cli.output import Output, Screen
+from loralab.cli.writing import check_picture
 
 
 def command(
     adapter: str,
     /,
     *,
+    plot: Path | None = None,
     runs: str = "runs",
     allow_pickle: bool = False,
     output: Output = Output(),  # noqa: B008
 ) -> None:
     """Show what an adapter is made of: its base, ranks, scales, and how far it moves each weight.
 
+    Beside each module's rank stand two effective ranks of its delta D: stable, |D|_F^2 / |D|_2^2, and
+    entropy, exp of the entropy of its singular values. Both are far below r where a smaller r would do.
+
     Parameters
     ----------
     adapter
         Adapter: a folder, a run's name, or a hub id.
+    plot
+        Write a picture of the singular values to this file (.svg).
     runs
         Folder that holds the runs.
     allow_pickle
         Load an adapter that is a pickle file.
     """
+    import dataclasses
+
     from loralab.adapters import read_adapter
     from loralab.adapters.store import find_adapter
+    from loralab.files import write_text
+    from loralab.tools.describe import describe, plot_spectra
 
     screen = Screen(output)
+    check_picture(plot)
     folder = find_adapter(adapter, runs)
     read = read_adapter(folder, allow_pickle=allow_pickle)
     config = read.config
-    rows = [
-        {
-            "module": path,
-            "r": factors.rank,
-            "in": factors.a_RI.shape[1],
-            "out": factors.b_OR.shape[0],
-            "scaling": factors.scaling,
-            "norm": factors.norm(),
-        }
-        for path, factors in read.modules().items()
-    ]
+    layers = describe(read)
+    rows = [dataclasses.asdict(layer) for layer in layers]
+    for row in rows:
+        row["in"] = row.pop("inputs")
     screen.data(
         {
             "folder": str(folder),
@@ -54,9 +61,21 @@ def command(
     screen.fact("rank", f"{config.r}, alpha {config.lora_alpha:g}{', rsLoRA' if config.use_rslora else ''}")
     screen.fact("numbers", f"{read.parameters:,} in {len(read.tensors)} tensors, on {len(rows)} modules")
     screen.fact("digest", read.digest())
-    if rows and not any(row["norm"] for row in rows):
+    if layers and all(layer.norm == 0 for layer in layers):
         screen.fact("note", "every delta is zero: this adapter changes nothing.")
+    if plot:
+        write_text(plot, plot_spectra(layers, f"Singular values of {folder.name}"))
+        screen.fact("picture", str(plot))
     screen.table(
-        ("module", "r", "in", "out", "scaling", "|BA|"),
-        [(r["module"], r["r"], r["in"], r["out"], f"{r['scaling']:g}", f"{r['norm']:.4f}") for r in rows],
+        ("module", "r", "in", "out", "scaling", "|BA|", "s1", "stable", "entropy"),
+        [
+            (
+                *(layer.module, layer.r, layer.inputs, layer.out, f"{layer.scaling:g}"),
+                "grouped" if layer.norm is None else f"{layer.norm:.4f}",
+                f"{layer.spectrum[0]:.4f}" if layer.spectrum else "-",
+                f"{layer.stable_rank:.2f}",
+                f"{layer.entropy_rank:.2f}",
+            )
+            for layer in layers
+        ],
     )

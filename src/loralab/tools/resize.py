@@ -1,0 +1,134 @@
+"""An adapter at other ranks: the best one of each rank, found in factor space.
+
+Shape key: I in, O out, R rank.
+"""
+
+import heapq
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from loralab.core.adapter import Adapter
+from loralab.core.svd import Cut, LowRank, product_svd
+from loralab.errors import ConfigError
+from loralab.tools.parts import Part, Place, assemble, explicit_targets, parts_of, rest_of
+
+__all__ = ["Resized", "ResizedLayer", "resize"]
+
+
+@dataclass(frozen=True)
+class ResizedLayer:
+    """What became of one module; `rank` 0 is one that was left out."""
+
+    module: str
+    rank_before: int
+    rank: int
+    energy: float
+    """The share of the delta's squared norm that is kept."""
+    error: float
+    """|new delta - delta| / |delta|, both Frobenius."""
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Resized:
+    """The resized adapter and what became of each module."""
+
+    adapter: Adapter
+    layers: tuple[ResizedLayer, ...]
+    bytes_before: int
+    bytes: int
+
+
+def resize(
+    adapter: Adapter,
+    *,
+    r: int | None = None,
+    energy: float | None = None,
+    error: float | None = None,
+    max_bytes: int | None = None,
+) -> Resized:
+    """Return the adapter at other ranks, each delta the best of its rank (Eckart and Young 1936).
+
+    One of four says how far: a rank for all (a module keeps a smaller one), the share of energy that each
+    keeps, the relative error of each, or the bytes of all tensors together. Bytes are spent on the largest
+    next s^2 per byte of all modules, which loses the least in sum; a module that gets none is left out.
+    Tensors that are no factors are kept. Scalings become 1; values keep their dtype.
+
+    Raises:
+        ConfigError: none or several of the four are given, or one is out of range or too small.
+        AdapterError: the adapter cannot be taken apart, see `parts_of`.
+    """
+    if max_bytes is not None and any(given is not None for given in (r, energy, error)):
+        raise ConfigError("give exactly one of r, energy, error and max_bytes.")
+    cut = Cut(r, energy, error) if max_bytes is None else None
+    parts = parts_of(adapter, "resize it")
+    rest = _unscaled(rest_of(adapter), parts)
+    spectra = {
+        path: product_svd(part.factors.a_RI, part.factors.b_OR, part.factors.scaling)
+        for path, part in parts.items()
+    }
+    if cut is not None:
+        ranks = {path: cut.rank(spectrum) for path, spectrum in spectra.items()}
+    else:
+        ranks = _spend((max_bytes or 0) - sum(t.nbytes for t in rest.values()), parts, spectra)
+    kept = {path: spectra[path].cut(rank) for path, rank in ranks.items() if rank}
+    factors = {path: _factors(parts[path], spectrum) for path, spectrum in kept.items()}
+    targets = None if len(kept) == len(parts) else explicit_targets(kept)
+    resized = assemble(adapter.config, factors, rest, targets)
+    layers = tuple(_layer(path, parts[path], kept.get(path), spectra[path].norm > 0) for path in parts)
+    return Resized(resized, layers, _bytes(adapter), _bytes(resized))
+
+
+def _factors(part: Part, spectrum: LowRank) -> tuple[Place, Tensor, Tensor]:
+    a_RI, b_OR = spectrum.factors()
+    dtype = part.factors.a_RI.dtype
+    return part.place, a_RI.to(dtype), b_OR.to(dtype)
+
+
+def _spend(budget: int, parts: dict[str, Part], spectra: dict[str, LowRank]) -> dict[str, int]:
+    """Return the ranks that a budget of bytes buys: always the largest s^2 per byte that still fits."""
+    prices = {path: sum(p.shape) * p.factors.a_RI.element_size() for path, p in parts.items()}
+    ranks = dict.fromkeys(parts, 0)
+    offers: list[tuple[float, str]] = []
+
+    def offer(path: str) -> None:
+        s_R, rank = spectra[path].s_R, ranks[path]
+        if rank < spectra[path].numerical_rank:
+            heapq.heappush(offers, (-(float(s_R[rank]) ** 2) / prices[path], path))
+
+    for path in parts:
+        offer(path)
+    while offers:
+        path = heapq.heappop(offers)[1]
+        if prices[path] <= budget:
+            budget -= prices[path]
+            ranks[path] += 1
+            offer(path)
+    if not any(ranks.values()):
+        cheapest = min(prices, key=lambda path: prices[path])
+        raise ConfigError(
+            f"max_bytes leaves {max(budget, 0):,} bytes for factors; one rank of the smallest module, "
+            f"{cheapest!r}, takes {prices[cheapest]:,}."
+        )
+    return ranks
+
+
+def _unscaled(rest: dict[str, Tensor], parts: dict[str, Part]) -> dict[str, Tensor]:
+    """Return the other tensors; B's biases, which are scaled as B is, take the scaling into themselves."""
+    ending = ".lora_B.bias"
+    return {
+        key: t * parts[key.removesuffix(ending)].factors.scaling if key.endswith(ending) else t
+        for key, t in rest.items()
+    }
+
+
+def _layer(path: str, part: Part, kept: LowRank | None, moves: bool) -> ResizedLayer:
+    if kept is None:
+        return ResizedLayer(path, part.factors.rank, 0, 0.0 if moves else 1.0, float(moves), 0)
+    size = kept.rank * sum(part.shape) * part.factors.a_RI.element_size()
+    return ResizedLayer(path, part.factors.rank, kept.rank, kept.energy, kept.error, size)
+
+
+def _bytes(adapter: Adapter) -> int:
+    return sum(tensor.nbytes for tensor in adapter.tensors.values())

@@ -1,0 +1,59 @@
+"""A tiny base, data of very uneven lengths, and runs of them."""
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from loralab.training.config import RunConfig
+
+TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "models" / "tiny.py")))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> SimpleNamespace:
+    """What makes tiny models, tokenizers and rows."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: a random Llama of 14,288 parameters and its tokenizer."""
+    return TINY.write_base(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def train_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """23 rows, so that with a batch of 4 the last batch of an epoch has 3."""
+    return TINY.write_jsonl(tmp_path_factory.mktemp("data") / "train.jsonl", TINY.make_rows(23))
+
+
+@pytest.fixture(scope="session")
+def eval_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """7 rows that are not in the training file."""
+    return TINY.write_jsonl(tmp_path_factory.mktemp("data") / "eval.jsonl", TINY.make_rows(7, seed=9))
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tiny_dir: Path, train_file: Path) -> Callable[..., RunConfig]:
+    """Return the settings of a small run, with what the test changes."""
+
+    def make(**changes: Any) -> RunConfig:
+        values = {
+            "name": "run",
+            "model": str(tiny_dir),
+            "data": str(train_file),
+            "runs": str(tmp_path / "runs"),
+            "dtype": "float32",
+            "r": 4,
+            "learning_rate": 1e-2,
+            "batch_size": 4,
+            "max_steps": 8,
+            "eval_steps": 4,
+        }
+        return RunConfig(**values | changes)
+
+    return make
