@@ -137,7 +137,7 @@ def test_disabling_can_be_nested() -> None:
     "broken",
     [
         config("1", "2", r=3),
-        config("1", init_lora_weights="pissa"),
+        config("1", init_lora_weights="nothing"),
         config("1", "nothing"),
         config("1", modules_to_save=["nothing"]),
         config("1", "3"),

@@ -14,8 +14,6 @@ from loralab.errors import AdapterError, ConfigError
 
 NOT_IMPLEMENTED: dict[str, Any] = {
     "ensure_weight_tying": True,
-    "use_dora": True,
-    "lora_bias": True,
     "layer_replication": [(0, 2), (1, 3)],
     "trainable_token_indices": [1, 2],
     "target_parameters": ["mlp.experts.down_proj"],
@@ -60,7 +58,7 @@ def test_no_field_is_accepted_and_ignored() -> None:
     used = {
         *("r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "bias", "use_rslora"),
         *("modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern"),
-        *("alpha_pattern", "inference_mode"),
+        *("alpha_pattern", "inference_mode", "use_dora", "lora_bias"),
     }
     stored = {
         *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
@@ -103,8 +101,8 @@ def test_a_value_that_cannot_be_is_refused(settings: dict[str, Any], fault: str)
 
 def test_all_faults_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
-        LoraConfig(r=0, lora_alpha=-1, lora_dropout=2, bias="some", task_type="LM", use_dora=True)
-    for name in ("r is 0", "lora_alpha", "lora_dropout", "bias is 'some'", "task_type", "use_dora"):
+        LoraConfig(r=0, lora_alpha=-1, lora_dropout=2, bias="some", task_type="LM", use_qalora=True)
+    for name in ("r is 0", "lora_alpha", "lora_dropout", "bias is 'some'", "task_type", "use_qalora"):
         assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -173,8 +171,8 @@ def test_other_methods_are_refused() -> None:
 
 
 def test_faults_in_a_file_name_the_file() -> None:
-    with pytest.raises(AdapterError, match=r"^a\.json: r is 0.*use_dora"):
-        LoraConfig.from_dict({"peft_type": "LORA", "r": 0, "use_dora": True}, where="a.json")
+    with pytest.raises(AdapterError, match=r"^a\.json: r is 0.*use_qalora"):
+        LoraConfig.from_dict({"peft_type": "LORA", "r": 0, "use_qalora": True}, where="a.json")
 
 
 def test_nulls_that_old_files_hold_are_defaults() -> None:

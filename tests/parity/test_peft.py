@@ -87,7 +87,7 @@ def test_the_same_merged_weights(case: Any, settings: dict[str, Any]) -> None:
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 def test_we_read_what_peft_writes(case: Any, settings: dict[str, Any], tmp_path: Path) -> None:
     theirs, _ = grown(case, settings)
-    theirs.save_pretrained(tmp_path)
+    case.save_theirs(theirs, tmp_path)
     close(case.output(case.ours_from(tmp_path)), case.output(theirs))
 
 
@@ -99,7 +99,7 @@ def test_peft_reads_what_we_write(case: Any, settings: dict[str, Any], tmp_path:
 
 def test_the_files_hold_the_same(case: Any, settings: dict[str, Any], tmp_path: Path) -> None:
     theirs, ours = grown(case, settings)
-    theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
+    case.save_theirs(theirs, tmp_path / "theirs", save_embedding_layers=False)
     ours.save_pretrained(tmp_path / "ours")
     wanted, written = (load_file(tmp_path / who / "adapter_model.safetensors") for who in ("theirs", "ours"))
     assert written.keys() == wanted.keys()

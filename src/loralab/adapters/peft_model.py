@@ -77,6 +77,19 @@ class PeftModel(nn.Module):
         if hasattr(model, "save_pretrained"):
             teach_trainer(PeftModel)
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        modules = self.__dict__.get("_modules") or {}
+        return type(modules["base_model"].model) if "base_model" in modules else type(self)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_model":
+                raise
+            return getattr(self.base_model, name)
+
     def __reduce__(self) -> Any:
         state = {name: value for name, value in self.__dict__.items() if name != "forward"}
         return _bare, (type(self),), state

@@ -1,20 +1,22 @@
 """Initialisations of the factors: one file each, the folder is the registry.
 
-An entry has one function, ``init(start, option)``. It fills A and B in place and returns the base weight that
-is to take the place of the old one, or None to leave it. `option` is what follows the entry's name:
-"pissa_niter_4" is the entry "pissa" with the option "niter_4".
+An entry has ``init(start, option)`` and ``check(option)``. `init` fills A and B in place and returns the base
+weight that is to take the place of the old one (the entry then says ``CHANGES_BASE = True``), or None to
+leave it. `option` is what follows the entry's name: "pissa_niter_4" is the entry "pissa" with the option
+"niter_4".
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 
 from torch import Tensor
 
 from loralab.core.registry import Registry
 from loralab.errors import ConfigError, did_you_mean
 
-__all__ = ["REGISTRY", "Start", "find_init"]
+__all__ = ["REGISTRY", "Start", "changes_base", "find_init"]
 
 REGISTRY = Registry(__name__, list(__path__), "init_lora_weights")
 
@@ -45,6 +47,17 @@ def find_init(value: bool | str) -> Callable[[Start], Tensor | None]:
     Raises:
         ConfigError: no initialisation of that name, or no such option of it.
     """
+    entry, option = _entry(value)
+    entry.check(option)
+    return partial(entry.init, option=option)
+
+
+def changes_base(value: bool | str) -> bool:
+    """Return whether the initialisation gives the base another weight. Raises as `find_init`."""
+    return bool(getattr(_entry(value)[0], "CHANGES_BASE", False))
+
+
+def _entry(value: bool | str) -> tuple[ModuleType, str]:
     if isinstance(value, bool):
         value = "kaiming" if value else "random"
     word = value.lower()
@@ -54,10 +67,7 @@ def find_init(value: bool | str) -> Callable[[Start], Tensor | None]:
             f"unknown init_lora_weights {value!r}; known are True, False, {', '.join(REGISTRY.names)}."
             + did_you_mean(word, REGISTRY.names)
         )
-    entry = REGISTRY.get(name)
-    option = word.removeprefix(name).removeprefix("_")
-    entry.check(option)
-    return partial(entry.init, option=option)
+    return REGISTRY.get(name), word.removeprefix(name).removeprefix("_")
 
 
 def no_option(option: str) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from loralab.core.inits import Start, no_option
 
+CHANGES_BASE = True
 check = no_option
 
 

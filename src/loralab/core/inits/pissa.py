@@ -12,6 +12,8 @@ from torch import Tensor
 from loralab.core.inits import Start
 from loralab.errors import ConfigError
 
+CHANGES_BASE = True
+
 
 def check(option: str) -> None:
     """Take no option, or "niter_N"."""

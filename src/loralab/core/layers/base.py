@@ -7,15 +7,14 @@ convolution's I counts its kernel: [O, I] is the weight flattened.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from loralab.core.algebra import product, wide
+from loralab.core.algebra import wide
 from loralab.core.config import LoraConfig
-from loralab.core.inits import Start, find_init
+from loralab.core.inits import Start, changes_base, find_init
 from loralab.core.variants import State, find_variant
 from loralab.errors import AdapterError
 
@@ -62,7 +61,7 @@ class LoraLayer(nn.Module, ABC):
         self.lora_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
         self._own_scaling: dict[str, float] = {}
-        self.variants: dict[str, ModuleType] = {}
+        self.variants: dict[str, str] = {}
         self.lora_dropout = nn.ModuleDict()
         self.lora_magnitude_vector = nn.ModuleDict()
         self.merged_adapters: list[str] = []
@@ -109,7 +108,7 @@ class LoraLayer(nn.Module, ABC):
         return output
 
     def _term(self, name: str, base_out: Tensor, x: Tensor) -> Tensor:
-        term: Tensor = self.variants[name].term(self.state(name), base_out, self._low(name, x))
+        term: Tensor = find_variant(self.variants[name]).term(self.state(name), base_out, self._low(name, x))
         return term.to(base_out.dtype)
 
     # what is known of the base and of the adapters
@@ -161,7 +160,7 @@ class LoraLayer(nn.Module, ABC):
         a, b = self.factors(name)
         extra = {
             key: getattr(self, key)[name].weight.flatten()
-            for key in self.variants[name].TENSORS
+            for key in find_variant(self.variants[name]).TENSORS
             if name in getattr(self, key)
         }
         return State(
@@ -187,19 +186,21 @@ class LoraLayer(nn.Module, ABC):
         self._check(name, config)
         weight = self.weight
         rank = config.rank_of(path)
-        empty = tensors is not None or weight.is_meta
+        residual = changes_base(config.init_lora_weights)
+        empty = weight.is_meta or (tensors is not None and not residual)
         self._create(name, rank, config.lora_bias, "meta" if empty else None)
         self.r[name] = rank
         self.scale_adapter(name, path, config)
         self.lora_dropout[name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
-        self.variants[name] = find_variant(config.variant)
-        if tensors is None:
-            if not weight.is_meta:
-                self._initialise(name, config)
-            tensors = self.tensors(name) | self._first_extras(name)
+        self.variants[name] = config.variant
+        if not empty:
+            self._initialise(name, config)
         dtype = wide(weight.dtype)
-        for key, value in tensors.items():
+        for key, value in (self.tensors(name) if tensors is None else tensors).items():
             self._place(name, key, value.detach().to(weight.device, dtype))
+        if tensors is None:
+            for key, value in self._first_extras(name).items():
+                self._place(name, key, value)
         self.train_adapter(name, not config.inference_mode)
 
     def _initialise(self, name: str, config: LoraConfig) -> None:
@@ -213,6 +214,8 @@ class LoraLayer(nn.Module, ABC):
         )
         with torch.no_grad():
             residual_OI = find_init(config.init_lora_weights)(start)
+            if config.lora_bias and config.init_lora_weights is not False:
+                self.tensors(name)["lora_B.bias"].zero_()
         if residual_OI is not None:
             if self.merged:
                 raise AdapterError(
@@ -221,11 +224,8 @@ class LoraLayer(nn.Module, ABC):
             self.weight.data = self.unmatrix(residual_OI.to(self.weight.dtype)).contiguous()
 
     def _first_extras(self, name: str) -> dict[str, Tensor]:
-        variant = self.variants[name]
-        if not variant.TENSORS:
-            return {}
-        state = self.state(name)
-        values = variant.create(state.weight_OI.detach(), product(state.a_RI, state.b_OR, state.scaling))
+        variant = find_variant(self.variants[name])
+        values = variant.create(self.state(name))
         return {key: self.per_output(value) for key, value in zip(variant.TENSORS, values, strict=True)}
 
     def _place(self, name: str, key: str, value: Tensor) -> None:
@@ -272,7 +272,7 @@ class LoraLayer(nn.Module, ABC):
         bias = None if self.lookup else self.lora_B[name].bias  # type: ignore[index, union-attr]
         if bias is not None:
             found["lora_B.bias"] = bias
-        for key in self.variants[name].TENSORS:
+        for key in find_variant(self.variants[name]).TENSORS:
             if name in getattr(self, key):
                 found[key] = getattr(self, key)[name].weight
         return found
@@ -360,7 +360,7 @@ class LoraLayer(nn.Module, ABC):
 
     def delta(self, name: str) -> Tensor:
         """Return what an adapter adds to the base weight, in its shape, in fp32 or wider."""
-        delta_OI: Tensor = self.variants[name].delta(self.state(name))
+        delta_OI: Tensor = find_variant(self.variants[name]).delta(self.state(name))
         return self.unmatrix(delta_OI)
 
     def merged_weights(self, names: Sequence[str]) -> dict[str, nn.Parameter]:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from loralab.core.algebra import joined
 from loralab.core.function import lora_linear, low_rank
 from loralab.core.layers.base import Activation, LoraLayer
-from loralab.core.variants import plain
 
 LINEAR = True
 
@@ -50,7 +49,7 @@ class LinearLike(LoraLayer):
 
     def _adapted(self, names: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """One function computes the base and the plain adapters, where nothing stands between them."""
-        fused = [n for n in names if self.variants[n] is plain and self.lora_B[n].bias is None]
+        fused = [n for n in names if self.variants[n] == "plain" and self.lora_B[n].bias is None]
         if len(fused) < len(names) or _is_hooked(self.base_layer):
             return super()._adapted(names, x, *args, **kwargs)
         by_dropout: dict[float, list[str]] = {}

@@ -3,7 +3,7 @@
 A layer knows shapes, a variant knows mathematics, always on [O, I] matrices. An entry has
 
 * ``TENSORS``, the names of the tensors it keeps beside A and B, as they stand in PEFT's files;
-* ``create(weight_OI, product_OI)``, which returns their first values, in that order;
+* ``create(state)``, which returns their first values, in that order;
 * ``term(state, base_out, low)``, what it adds to the base layer's output;
 * ``delta(state)``, what it adds to the base weight, [O, I].
 

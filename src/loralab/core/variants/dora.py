@@ -13,9 +13,9 @@ from loralab.core.variants import State
 TENSORS = ("lora_magnitude_vector",)
 
 
-def create(weight_OI: Tensor, product_OI: Tensor) -> tuple[Tensor, ...]:
-    """Return the lengths of the rows of W + s B A, [O]: at first W' = W + s B A."""
-    return ((weight_OI.to(product_OI.dtype) + product_OI).norm(dim=1),)
+def create(state: State) -> tuple[Tensor, ...]:
+    """Return the lengths of the rows of W + s B A, [O]: at first W' = W + s B A, to the bit."""
+    return (row_norms(state),)
 
 
 def term(state: State, base_out: Tensor, low: Tensor) -> Tensor:
@@ -45,9 +45,10 @@ def row_norms(state: State) -> Tensor:
     """
     dtype = torch.promote_types(state.a_RI.dtype, torch.float32)
     a_RI, b_OR, weight_OI = state.a_RI.to(dtype), state.b_OR.to(dtype), state.weight_OI
-    squares_O = torch.linalg.vector_norm(weight_OI, dim=1, dtype=dtype).square()
+    base_O: Tensor = torch.linalg.vector_norm(weight_OI, dim=1, dtype=dtype)
     cross_OR = weight_OI.to(dtype) @ a_RI.t()
-    squares_O += 2 * state.scaling * (cross_OR * b_OR).sum(1)
-    squares_O += state.scaling**2 * ((b_OR @ (a_RI @ a_RI.t())) * b_OR).sum(1)
-    norms_O: Tensor = squares_O.clamp_min(0).sqrt()
-    return norms_O
+    more_O = 2 * state.scaling * (cross_OR * b_OR).sum(1)
+    more_O += state.scaling**2 * ((b_OR @ (a_RI @ a_RI.t())) * b_OR).sum(1)
+    # In this form a delta of zero gives |w| itself, not the root of its square.
+    grown_O = base_O * (1 + more_O / base_O.square()).clamp_min(0).sqrt()
+    return torch.where(base_O > 0, grown_O, more_O.clamp_min(0).sqrt())

@@ -8,7 +8,7 @@ from loralab.core.variants import State
 TENSORS: tuple[str, ...] = ()
 
 
-def create(weight_OI: Tensor, product_OI: Tensor) -> tuple[Tensor, ...]:
+def create(state: State) -> tuple[Tensor, ...]:
     """Nothing is kept beside A and B."""
     return ()
 
