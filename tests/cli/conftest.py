@@ -12,8 +12,6 @@ import pytest
 
 from loralab.cli.main import main
 
-TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "models" / "tiny.py")))
-
 
 @dataclass(frozen=True)
 class Result:
@@ -61,18 +59,19 @@ def loralab(capsys: pytest.CaptureFixture[str]) -> CommandLine:
 @pytest.fixture(scope="session")
 def tiny() -> SimpleNamespace:
     """What makes tiny models, tokenizers and rows."""
-    return TINY
+    # Not at the top: it imports torch, which reads the environment that `tests/conftest.py` sets.
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "models" / "tiny.py")))
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two bases, one that chats, data, and the finished run "poet"."""
     folder = tmp_path_factory.mktemp("finished")
-    TINY.write_base(folder / "tiny")
-    TINY.write_base(folder / "wide", width=32, seed=1)
-    TINY.write_base(folder / "chatty", chat=True)
-    TINY.write_jsonl(folder / "train.jsonl", TINY.make_rows(12))
-    TINY.write_jsonl(folder / "eval.jsonl", TINY.make_rows(5, seed=9))
+    tiny.write_base(folder / "tiny")
+    tiny.write_base(folder / "wide", width=32, seed=1)
+    tiny.write_base(folder / "chatty", chat=True)
+    tiny.write_jsonl(folder / "train.jsonl", tiny.make_rows(12))
+    tiny.write_jsonl(folder / "eval.jsonl", tiny.make_rows(5, seed=9))
     flags = {
         "model": "tiny",
         "data": "train.jsonl",
@@ -85,10 +84,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "dtype": "float32",
     }
     words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        main(["train", *words, "--json"])
-    assert not end.value.code
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(["train", *words, "--json"])
     return folder
 
 

@@ -195,10 +195,9 @@ def test_data_tells_what_is_rejected_and_why(bench, loralab, tiny):
 
 
 def test_data_keeps_tabs_and_long_lines_whole(bench, loralab):
-    text = "a\tb " + "long " * 3000
-    Path("tabs.txt").write_text(text)
-    out = loralab("data", "tabs.txt", "--model", "tiny", "--cutoff-length", "100000", "--show", "1").out
-    assert text.strip() in out.replace("«", "").replace("»", "")
+    Path("tabs.txt").write_text("a\tb " + "the " * 115)
+    out = loralab("data", "tabs.txt", "--model", "tiny").out
+    assert "a\tb " + "the " * 115 in out.replace("«", "").replace("»", "")
 
 
 def test_eval_sets_the_base_beside_the_adapter(bench, loralab):
@@ -220,23 +219,24 @@ def test_eval_sets_the_base_beside_the_adapter(bench, loralab):
 
 
 def test_eval_takes_an_adapter_by_run_folder_or_checkpoint(bench, loralab):
+    chosen = list(RunFolder(Path("runs/poet")).events())[-1]["chosen_step"]
     losses = [
         loralab("eval", "--model", "tiny", "--adapter", adapter, "--data", "eval.jsonl", "--json").json
         for adapter in (
             "poet",
             "runs/poet/adapter",
             str(bench / "runs/poet/adapter"),
-            "runs/poet/checkpoints/000004",
+            f"runs/poet/checkpoints/{chosen:06d}",
         )
     ]
     assert all(loss == losses[0] for loss in losses)
 
 
 def test_eval_writes_prompts_as_the_adapter_s_data_did(bench, loralab):
-    loralab(*TRAIN, "--name", "v", "--template", "vicuna")
+    loralab(*TRAIN, "--name", "v", "--template", "chatml")
     arguments = ("eval", "--model", "tiny", "--data", "eval.jsonl", "--json")
     habit = loralab(*arguments, "--adapter", "v").json["adapter"]
-    assert habit == loralab(*arguments, "--adapter", "v", "--template", "vicuna").json["adapter"]
+    assert habit == loralab(*arguments, "--adapter", "v", "--template", "chatml").json["adapter"]
     assert habit != loralab(*arguments, "--adapter", "v", "--template", "plain").json["adapter"]
 
 
@@ -407,28 +407,27 @@ def test_plain_output_has_no_colours_and_json_is_json(bench, loralab, arguments,
     assert loralab(*again, "--json").lines
 
 
-def test_in_a_pipe_output_is_plain_by_itself(bench):
-    result = python("eval", "--model", "tiny", "--adapter", "poet", "--data", "eval.jsonl", cwd=bench)
+def test_a_process_of_its_own_trains_and_writes_plainly_into_a_pipe(bench):
+    result = python(*TRAIN, "--name", "own", cwd=bench)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.splitlines()[-3] == "\tloss\tperplexity\ttokens"
+    assert result.stdout.startswith("run: runs/own\nbase: tiny, 14,288 parameters")
+    assert "\x1b" not in result.stdout
+    assert RunFolder(bench / "runs/own").state().state == "finished"
 
 
-def test_a_process_of_its_own_trains_and_refuses(bench):
-    result = python(*TRAIN, "--name", "own", "--json", cwd=bench)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert [json.loads(line)["event"] for line in result.stdout.splitlines()][-1] == "finished"
-    again = python(*TRAIN, "--name", "own", cwd=bench)
-    assert (again.returncode, again.stdout) == (2, "")
-    assert again.stderr.startswith("loralab: there is a run 'own' in runs already;")
-    assert again.stderr.count("\n") == 1
+def test_a_process_of_its_own_refuses(bench):
+    result = python("train", "--lerning-rate", "1", cwd=bench)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "loralab: Unknown option: --lerning-rate. Did you mean --learning-rate?\n"
 
 
-def test_chat_on_a_pipe_of_a_process(bench):
-    result = python(*("chat", "--model", "tiny", "--max-new-tokens", "3", "--json"), stdin="the\n", cwd=bench)
+def test_a_process_of_its_own_chats_on_a_pipe(bench):
+    arguments = ("chat", "--model", "tiny", "--max-new-tokens", "3", "--json")
+    result = python(*arguments, stdin="the\n", cwd=bench)
     assert (result.returncode, result.stderr) == (0, "")
     assert json.loads(result.stdout)["prompt"] == "the"
 
 
 def test_debug_shows_where_an_error_comes_from(bench, loralab):
-    with pytest.raises(ValueError, match="no such adapter|there is no adapter"):
+    with pytest.raises(ValueError, match="there is no adapter 'nobody'"):
         loralab("show", "nobody", "--debug")

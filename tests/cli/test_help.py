@@ -59,17 +59,17 @@ print("\\floaded", *(name for name in {HEAVY!r} if name in sys.modules))
         check=True,
     )
     sections = (section.split("\n", 1) for section in result.stdout.split("\f")[1:])
-    return {name: text for name, text in sections}
+    return dict(sections)
 
 
 def test_help_loads_nothing_heavy(helped):
     assert [name for name in helped if name.startswith("loaded")] == ["loaded"]
 
 
-def test_the_commands_are_those_that_are_listed(helped):
-    assert sorted(FLAGS) == REGISTRY.names
+def test_every_command_is_listed(helped):
+    assert set(FLAGS) <= set(REGISTRY.names)
     words = helped[""].split()
-    assert [name for name in FLAGS if name not in words] == []
+    assert [name for name in REGISTRY.names if name not in words] == []
 
 
 @pytest.mark.parametrize("name", FLAGS)

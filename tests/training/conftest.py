@@ -10,31 +10,30 @@ import pytest
 
 from loralab.training.config import RunConfig
 
-TINY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "models" / "tiny.py")))
-
 
 @pytest.fixture(scope="session")
 def tiny() -> SimpleNamespace:
     """What makes tiny models, tokenizers and rows."""
-    return TINY
+    # Not at the top: it imports torch, which reads the environment that `tests/conftest.py` sets.
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "models" / "tiny.py")))
 
 
 @pytest.fixture(scope="session")
-def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_dir(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder: a random Llama of 14,288 parameters and its tokenizer."""
-    return TINY.write_base(tmp_path_factory.mktemp("tiny"))
+    return tiny.write_base(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
-def train_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def train_file(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """23 rows, so that with a batch of 4 the last batch of an epoch has 3."""
-    return TINY.write_jsonl(tmp_path_factory.mktemp("data") / "train.jsonl", TINY.make_rows(23))
+    return tiny.write_jsonl(tmp_path_factory.mktemp("data") / "train.jsonl", tiny.make_rows(23))
 
 
 @pytest.fixture(scope="session")
-def eval_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def eval_file(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """7 rows that are not in the training file."""
-    return TINY.write_jsonl(tmp_path_factory.mktemp("data") / "eval.jsonl", TINY.make_rows(7, seed=9))
+    return tiny.write_jsonl(tmp_path_factory.mktemp("data") / "eval.jsonl", tiny.make_rows(7, seed=9))
 
 
 @pytest.fixture

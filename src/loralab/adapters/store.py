@@ -1,5 +1,6 @@
 """Where an adapter lies: a folder, a run's name, or a hub id."""
 
+import os
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -17,17 +18,18 @@ def find_adapter(name: str, runs: str | Path = "runs") -> Path:
     Raises:
         AdapterError: there is none; near names among the runs are offered.
     """
-    if (Path(name) / CONFIG_FILE).is_file():
+    # os.path answers no where Path raises, as for a name that is too long.
+    if os.path.isfile(Path(name) / CONFIG_FILE):
         return Path(name)
     run = Path(runs) / name
-    if (run / "adapter" / CONFIG_FILE).is_file():
+    if os.path.isfile(run / "adapter" / CONFIG_FILE):
         return run / "adapter"
-    if (run / "config.toml").is_file():
+    if os.path.isfile(run / "config.toml"):
         raise AdapterError(
             f"run {name!r} has no adapter yet; 'loralab resume {name}' goes on with it. "
             f"Its checkpoints are adapters too: {run / 'checkpoints'}."
         )
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         raise AdapterError(f"{name}: no {CONFIG_FILE} there; is it an adapter folder?")
     known = [path.parent.parent.name for path in Path(runs).glob(f"*/adapter/{CONFIG_FILE}")]
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):

@@ -1,9 +1,11 @@
 """Base models and tokenizers from a folder or the hub. Pickles are refused unless asked for by name."""
 
+import os
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from textwrap import shorten
 from typing import Any
 
@@ -95,11 +97,12 @@ def load_config(name: str) -> Any:
 def _resolve(name: str) -> str:
     if name == DEMO and not Path(name).exists():
         return str(DEMO_BASE)
-    if Path(name).is_dir():
-        return name
     if not name:
         raise ModelError("no base model was named; give --model a folder or a hub id.")
-    if Path(name).is_file():
+    # os.path answers no where Path raises, as for a name that is too long.
+    if os.path.isdir(name):
+        return name
+    if os.path.isfile(name):
         raise ModelError(f"{name}: is a file; --model takes the folder with config.json in it.")
     if name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
         raise ModelError(
@@ -110,7 +113,7 @@ def _resolve(name: str) -> str:
 
 def _check_folder(where: str, allow_pickle: bool) -> None:
     folder = Path(where)
-    if not folder.is_dir():
+    if not os.path.isdir(where):
         return
     if not (folder / "config.json").is_file():
         hint = ""
@@ -145,11 +148,15 @@ def _explained(name: str, load: Any) -> Any:
         raise ModelError(
             f"{name}: the weights are damaged or truncated ({error}); copy them again."
         ) from None
+    except (UnpicklingError, EOFError):
+        raise ModelError(
+            f"{name}: the pickle file is damaged, or holds more than tensors, which is never loaded."
+        ) from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = shorten(str(error), 300, placeholder=" ...")
         offline = (
             " (the hub could not be reached)" if "connect" in str(error) or "offline" in str(error) else ""
         )
-        if Path(_resolve(name)).is_dir():
+        if os.path.isdir(_resolve(name)):
             raise ModelError(f"{name}: cannot be loaded: {reason}") from None
         raise ModelError(f"{name}: neither a folder here nor a model on the hub{offline}.") from None

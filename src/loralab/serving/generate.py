@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import torch
-from transformers import TextIteratorStreamer
+from torch import Tensor
+from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from loralab.adapters.habits import Habits
 from loralab.data.encode import encode_prompt, stop_ids
@@ -15,6 +16,7 @@ from loralab.data.formats import get as get_format
 from loralab.data.templates import Template, choose_template
 from loralab.data.types import Message
 from loralab.errors import ConfigError
+from loralab.models.positions import max_positions
 
 __all__ = ["Sampling", "continue_text", "stream", "template_for"]
 
@@ -75,10 +77,12 @@ def continue_text(
 ) -> Iterator[str]:
     """Yield the continuation of the token ids, up to a stop token, in pieces of text.
 
+    Closing the generator ends the writing: the model is at rest when `close` returns.
+
     Raises:
         ConfigError: the prompt leaves no room for an answer.
     """
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = max_positions(model.config)
     room = (
         sampling.max_new_tokens if positions is None else min(sampling.max_new_tokens, positions - len(ids))
     )
@@ -92,6 +96,10 @@ def continue_text(
     if sampling.temperature > 0:
         choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     failure: list[BaseException] = []
+    closed = Event()
+
+    def is_closed(ids_BT: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        return torch.full((ids_BT.shape[0],), closed.is_set(), device=ids_BT.device)
 
     def work() -> None:
         try:
@@ -103,6 +111,7 @@ def continue_text(
                 eos_token_id=sorted({*stops, *_own_stops(model)}) or None,
                 pad_token_id=tokenizer.pad_token_id,
                 streamer=streamer,
+                stopping_criteria=StoppingCriteriaList([is_closed]),
                 **choice,
             )
         except BaseException as error:  # handed to the reader below
@@ -111,8 +120,11 @@ def continue_text(
 
     thread = Thread(target=work, daemon=True)
     thread.start()
-    yield from streamer
-    thread.join()
+    try:
+        yield from streamer
+    finally:
+        closed.set()
+        thread.join()
     if failure:
         raise failure[0]
 

@@ -60,8 +60,8 @@ def export_merged(
 ) -> Exported:
     """Write the base model with `adapter` merged into its weights, its tokenizer and configs beside them.
 
-    Each weight is W + scaling * B A, added in float32 and rounded once to `dtype` (by default its own). One of
-    the base's files is in memory at a time and no model is built, until `check` loads the result and the
+    Each weight is W + scaling * B A, added in float32 and rounded once to `dtype` (by default its own). One
+    of the base's files is in memory at a time and no model is built, until `check` loads the result and the
     base with the live adapter and compares their logits; the folder appears only if they agree.
 
     Raises:
@@ -104,7 +104,7 @@ class _Plan:
             raise AdapterError(f"{base}: its weights are quantized; export onto the unquantized base.")
         parts = parts_of(adapter, "export it")
         tied = tied_head(checkpoint.tensors, config)
-        touched = {path for path in parts} | {key.rpartition(".")[0] for key in rest_of(adapter)}
+        touched = set(parts) | {key.rpartition(".")[0] for key in rest_of(adapter)}
         untied = None
         if tied and touched.intersection(tied):
             untied = (f"{tied[0]}.weight", f"{tied[1]}.weight")
@@ -154,8 +154,8 @@ def _delta(part: Part, path: str, shape: tuple[int, ...], transposed: bool) -> C
     flat = (shape[0], torch.Size(shape[1:]).numel()) if shape else (0, 0)
     if (rows, columns) != flat:
         raise AdapterError(
-            f"{path}: the delta is {[rows, columns]}, the base's weight {list(shape)}. Was the adapter trained on "
-            "another base?"
+            f"{path}: the delta is {[rows, columns]}, the base's weight {list(shape)}. Was the adapter "
+            "trained on another base?"
         )
 
     def make() -> Tensor:

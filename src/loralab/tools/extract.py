@@ -95,10 +95,8 @@ def extract(
     config = two.config or one.config
     for name in work.names:
         work.take(name, kind_of(name, work.shape(name), config), include_embeddings)
-    tied = tied_head(work.names, config)
-    if include_embeddings and tied and tied[0] in work.factors:
-        _, a_RI, b_OR = work.factors[tied[0]]
-        work.factors[tied[1]] = (Place(), b_OR.t(), a_RI.t())
+    if include_embeddings:
+        work.share(tied_head(work.names, config))
     if not work.factors:
         raise AdapterError(
             f"no matrix of {tuned} differs from {base}: {work.same} tensors are the same"
@@ -154,6 +152,12 @@ class _Work:
             self.left.append(Left(name, "no weight matrix; it can be saved in full", fits=True))
         else:
             self.left.append(Left(name, f"an output head or embedding ({kind}), which was not asked for"))
+
+    def share(self, tied: tuple[str, str] | None) -> None:
+        """Give a head that is tied to an adapted embedding the same factors, the other way round."""
+        if tied and tied[0] in self.factors:
+            _, a_RI, b_OR = self.factors[tied[0]]
+            self.factors[tied[1]] = (Place(), b_OR.t(), a_RI.t())
 
     def rest(self) -> dict[str, Tensor]:
         """Return the tensors to save in full for those that differ and are no matrices.

@@ -34,14 +34,15 @@ with the rows of q and k in another order, see `_rope_order`)."""
 def export_gguf(adapter: Adapter, config: Mapping[str, Any], out: str | Path) -> int:
     """Write `adapter` as a GGUF LoRA file and return the number of modules in it.
 
-    `config` is the base's ``config.json``. llama.cpp scales by alpha / rank; where modules differ in that, the
-    scale is multiplied into B and alpha is 0, its sign for a scale of 1.
+    `config` is the base's ``config.json``. llama.cpp scales by alpha / rank; where modules differ in that,
+    the scale is multiplied into B and alpha is 0, its sign for a scale of 1.
 
     Raises:
         ConfigError: the ``gguf`` package is not installed.
         AdapterError: an architecture or a module that llama.cpp has no name for, or more than factors.
     """
-    if importlib.util.find_spec("gguf") is None:
+    spec = importlib.util.find_spec("gguf")
+    if spec is None or spec.origin is None:  # without an origin it is a mere folder of that name
         raise ConfigError("writing GGUF needs the package 'gguf'; install it: pip install gguf.")
     gguf: Any = importlib.import_module("gguf")
     only_factors(adapter, "GGUF")

@@ -11,19 +11,27 @@ _COLOURS = ("#3b6fb6", "#d1495b", "#2e8b57", "#b8860b", "#7b5ea7", "#00798c", "#
 _WIDTH, _HEIGHT = 760, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 190, 44, 52
 _CELL_WIDTH, _CELL_HEIGHT = 74, 22
+_FIFTHS = {number / 5: f"{number / 5:g}" for number in range(6)}
 
 
-def curves(groups: Mapping[str, Sequence[Sequence[float]]], title: str, x_label: str, y_label: str) -> str:
-    """Return a picture of curves over 1, 2, 3 ... on a logarithmic axis; each group has a colour and a name.
+def curves(
+    groups: Mapping[str, Sequence[Sequence[float]]],
+    title: str,
+    x_label: str,
+    y_label: str,
+    *,
+    linear: bool = False,
+) -> str:
+    """Return a picture of curves over 1, 2, 3 ...; each group has a colour and a name.
 
-    Numbers that are 0 or less have no logarithm and end their curve.
+    The vertical axis is logarithmic, and numbers that are 0 or less end their curve; a `linear` one runs
+    from 0 to 1.
     """
     drawn = {
-        name: [[math.log10(v) for v in _positive(curve)] for curve in lines] for name, lines in groups.items()
+        name: [list(curve) if linear else [math.log10(v) for v in _positive(curve)] for curve in lines]
+        for name, lines in groups.items()
     }
-    values = [v for lines in drawn.values() for curve in lines for v in curve] or [0.0]
-    top = math.ceil(max(values))
-    bottom = max(min(math.floor(min(values)), top - 1), top - 8)
+    bottom, top, ticks = (0.0, 1.0, _FIFTHS) if linear else _decades(drawn)
     longest = max([len(curve) for lines in drawn.values() for curve in lines] or [1])
     right, low = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
 
@@ -34,9 +42,9 @@ def curves(groups: Mapping[str, Sequence[Sequence[float]]], title: str, x_label:
         return low - (low - _TOP) * (max(value, bottom) - bottom) / (top - bottom)
 
     parts = [_text(_LEFT, 24, title, "title")]
-    for power in range(bottom, top + 1):
-        parts.append(f'<path class="grid" d="M{_LEFT} {y(power):.1f}H{right}"/>')
-        parts.append(_text(_LEFT - 8, y(power) + 4, _power(power), "end"))
+    for place, label in ticks.items():
+        parts.append(f'<path class="grid" d="M{_LEFT} {y(place):.1f}H{right}"/>')
+        parts.append(_text(_LEFT - 8, y(place) + 4, label, "end"))
     for rank in _ticks(longest):
         parts.append(_text(x(rank - 1), low + 18, str(rank), "middle"))
     for number, (name, lines) in enumerate(drawn.items()):
@@ -107,8 +115,12 @@ def _positive(curve: Sequence[float]) -> list[float]:
     return list(curve[:end])
 
 
-def _power(power: int) -> str:
-    return f"{10.0**power:g}"
+def _decades(drawn: Mapping[str, Sequence[Sequence[float]]]) -> tuple[float, float, dict[float, str]]:
+    """Return the ends of an axis for these logarithms, at most eight decades apart, and its labels."""
+    values = [v for lines in drawn.values() for curve in lines for v in curve] or [0.0]
+    top = math.ceil(max(values))
+    bottom = max(min(math.floor(min(values)), top - 1), top - 8)
+    return bottom, top, {float(power): f"{10.0**power:g}" for power in range(bottom, top + 1)}
 
 
 def _ticks(longest: int) -> list[int]:

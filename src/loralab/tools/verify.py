@@ -52,8 +52,9 @@ def verify(base: Path, adapter: Adapter, exported: Path) -> Verified:
     allowed = scale * (_EXACT if single else _ROUNDED)
     if not difference <= allowed or (effect > allowed and difference > effect / 2):
         raise AdapterError(
-            f"the exported model is not the live adapter: logits differ by {difference:.3g} (allowed {allowed:.3g}; "
-            f"the adapter itself moves them by {effect:.3g}). Nothing was written; try dtype float32."
+            f"the exported model is not the live adapter: logits differ by {difference:.3g} (allowed are "
+            f"{allowed:.3g}; the adapter itself moves them by {effect:.3g}). Nothing was written; try dtype "
+            "float32."
         )
     return Verified(difference, effect, scale)
 

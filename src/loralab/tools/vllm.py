@@ -37,8 +37,8 @@ def serving_command(adapter: Adapter, folder: str | Path, base: str, name: str) 
     others = [path for path, factors in modules.items() if factors.scaling != scale]
     if others:
         faults.append(
-            f"{others[0]} is scaled by {modules[others[0]].scaling:g}, the config's r and lora_alpha say {scale:g}, "
-            "and vLLM reads those only; 'loralab resize' makes every scale 1"
+            f"{others[0]} is scaled by {modules[others[0]].scaling:g}, the config's r and lora_alpha say "
+            f"{scale:g}, and vLLM reads those only; 'loralab resize' makes every scale 1"
         )
     if faults:
         raise AdapterError(f"{folder}: vLLM cannot serve this adapter: {'; '.join(faults)}.")

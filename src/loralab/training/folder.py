@@ -68,8 +68,10 @@ class RunFolder:
         """Check that a new run may take this folder; with `overwrite`, also in the place of an old run.
 
         Raises:
-            ConfigError: there is a run of that name, it is running, or the folder is no run.
+            ConfigError: there is a run of that name, it is running, the folder is no run, or it would lie in
+                a file.
         """
+        _check_folder(self.path.parent)
         if not self.path.exists():
             return
         if not (self.path / "config.toml").is_file():
@@ -153,7 +155,7 @@ def find_run(runs: str | Path, name: str) -> RunFolder:
         ConfigError: there is none; the nearest names are offered.
     """
     folder = RunFolder(Path(runs) / name)
-    if not name or not (folder.path / "config.toml").is_file():
+    if not name or not os.path.isfile(folder.path / "config.toml"):
         names = [run.name for run in list_runs(runs)]
         raise ConfigError(
             f"there is no run {name!r} in {runs}; runs there: {', '.join(names) or 'none'}."
@@ -168,8 +170,7 @@ def list_runs(runs: str | Path) -> list[RunFolder]:
     Raises:
         ConfigError: the folder is a file.
     """
-    if Path(runs).is_file():
-        raise ConfigError(f"{runs}: is a file; --runs takes the folder that holds the runs.")
+    _check_folder(Path(runs))
     paths = [path.parent for path in Path(runs).glob("[!.]*/config.toml")]
     return [RunFolder(path) for path in sorted(paths, key=lambda p: ((p / "config.toml").stat().st_mtime, p))]
 
@@ -184,6 +185,11 @@ def unused_name(runs: str | Path, stem: str) -> str:
     plain = re.sub(r"[^\w.-]+|\.\.+", "-", stem).strip("-.")[:60] or "run"
     candidates = (plain if n == 1 else f"{plain}-{n}" for n in itertools.count(1))
     return next(name for name in candidates if name not in names and not (Path(runs) / name).exists())
+
+
+def _check_folder(runs: Path) -> None:
+    if runs.is_file():
+        raise ConfigError(f"{runs}: is a file; --runs takes the folder that holds the runs.")
 
 
 def _alive(pid: int) -> bool:

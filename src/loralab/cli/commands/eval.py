@@ -1,5 +1,6 @@
 """``loralab eval``."""
 
+import contextlib
 from pathlib import Path
 
 from loralab.cli.output import Output, Screen
@@ -72,18 +73,22 @@ def command(
         }
     )
     base = load_base(model, dtype, allow_pickle=allow_pickle)
+    task = causal_lm(base)
+    subject = base.model
+    if folder:
+        subject = PeftModel.from_pretrained(base.model, folder, allow_pickle=allow_pickle)
     rows = load_data(str(data), config, base)
     screen.fact("data", describe(rows, str(data)).replace(", see rejected.jsonl", ""))
-    task = causal_lm(base)
     results: dict[str, dict[str, float]] = {}
 
-    def measure(name: str, subject: object) -> None:
+    def measure(name: str) -> None:
         loss, tokens = evaluate(subject, task, rows.examples, micro_batch_size)
         results[name] = {"loss": loss, "perplexity": perplexity(loss), "tokens": tokens}
 
-    measure("base", base.model)
+    with subject.disable_adapter() if folder else contextlib.nullcontext():
+        measure("base")
     if folder:
-        measure("adapter", PeftModel.from_pretrained(base.model, folder, allow_pickle=allow_pickle))
+        measure("adapter")
     screen.data(results)
     screen.table(
         ("", "loss", "perplexity", "tokens"),

@@ -1,13 +1,16 @@
 """``loralab export``."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from loralab.cli.output import Output, Screen
 from loralab.cli.writing import check_out
 from loralab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from loralab.tools.export import Exported
 
 
 def command(
@@ -27,8 +30,8 @@ def command(
 ) -> None:
     """Make an adapter usable elsewhere: a merged model, a llama.cpp file, or a command for vLLM.
 
-    merged writes a model folder from the base's files, one at a time, and compares its logits with those of the
-    live adapter before it says done. gguf writes a LoRA file for llama.cpp. vllm prints the command that
+    merged writes a model folder from the base's files, one at a time, and compares its logits with those of
+    the live adapter before it says done. gguf writes a LoRA file for llama.cpp. vllm prints the command that
     serves the adapter, once vLLM's limits are checked.
 
     Parameters
@@ -87,13 +90,10 @@ def command(
         show_merged(screen, exported, out)
 
 
-def show_merged(screen: Screen, exported: object, out: Path) -> None:
+def show_merged(screen: Screen, exported: "Exported", out: Path) -> None:
     """Print what became of every layer, and the verdict."""
     import dataclasses
 
-    from loralab.tools.export import Exported
-
-    assert isinstance(exported, Exported)
     layers, done = exported.layers, exported.verified
     screen.data({"out": str(out), **dataclasses.asdict(exported)})
     worst = max(layers, key=lambda layer: layer.loss)
