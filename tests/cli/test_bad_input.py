@@ -273,11 +273,6 @@ CASES = {
     "resume an unknown run": Case("resume poe", "there is no run 'poe' in runs; .*Did you mean 'poet'"),
     "resume a name too long": Case(f"resume {'x' * 300}", "there is no run 'xxx"),
     "resume a finished run": Case("resume poet", "run 'poet' is finished; its adapter is runs/poet/adapter"),
-    "resume a running run": Case(
-        "resume poet",
-        r"run 'poet' is running now, as process \d+",
-        lambda: RunFolder(Path("runs/poet")).write_state(RunState()),
-    ),
     # bases
     "base missing": Case(f"{BASE} ./tinny", r"\./tinny: no such folder; --model takes a folder, a hub id"),
     "base neither here nor on the hub": Case(
@@ -471,6 +466,15 @@ def test_a_loss_that_is_not_finite(bench, loralab):
     assert run.state().state == "failed"
     assert [path.name for path in run.checkpoints.iterdir()] == ["000001"]
     assert not run.adapter.exists()
+
+
+def test_resuming_a_run_that_is_running(bench, loralab):
+    run = RunFolder(Path("runs/poet"))
+    run.write_state(RunState())
+    with run.hold():
+        before = snapshot(bench)
+        check_refused(loralab("resume", "poet"), r"run 'poet' is running now, as process \d+")
+        assert snapshot(bench) == before
 
 
 def test_resuming_from_a_truncated_checkpoint(bench, loralab):

@@ -36,12 +36,31 @@ def test_a_run_whose_process_is_gone_is_interrupted_whatever_it_wrote(tmp_path):
     assert folder.state() == RunState("interrupted", folder.state().pid, step=7)
 
 
-def test_a_run_whose_process_lives_is_running(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        folder = make(tmp_path, "run", state="running", pid=child.pid)
+def test_a_run_that_a_process_holds_is_running(tmp_path):
+    folder = make(tmp_path, "run", state="running", pid=1)
+    code = f"""
+from pathlib import Path
+from loralab.training.folder import RunFolder
+with RunFolder(Path({str(folder.path)!r})).hold():
+    print("held", flush=True)
+    input()
+"""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe) as child:
+        assert child.stdout.readline() == b"held\n"
         assert folder.state().state == "running"
-        child.communicate(b"\n")
+        with pytest.raises(ConfigError, match="run 'run' is running now"), folder.hold():
+            pass
+        child.kill()
     assert folder.state().state == "interrupted"
+    with folder.hold():
+        assert folder.state().state == "running"
+
+
+@pytest.mark.parametrize("pid", [1, os.getpid()])
+def test_another_process_of_the_same_id_is_not_the_run(tmp_path, pid):
+    """As in a container that is started again, where the ids begin anew."""
+    assert make(tmp_path, "run", state="running", pid=pid).state().state == "interrupted"
 
 
 @pytest.mark.parametrize("state", ["finished", "failed", "interrupted"])
@@ -81,7 +100,8 @@ def test_damaged_settings_are_named(tmp_path):
 def test_the_state_is_stamped_with_the_process_and_the_time(tmp_path):
     folder = make(tmp_path, "run")
     folder.write_state(RunState(step=3, started=5.0))
-    state = folder.state()
+    with folder.hold():
+        state = folder.state()
     assert (state.state, state.pid, state.step, state.started) == ("running", os.getpid(), 3, 5.0)
     assert state.heartbeat > 1e9
     assert [path.name for path in folder.path.iterdir() if path.suffix == ".tmp"] == []

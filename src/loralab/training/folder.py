@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import itertools
 import json
 import os
@@ -106,6 +107,32 @@ class RunFolder:
             raise CheckpointError(f"{path}: damaged ({error}).") from None
         return values
 
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep the run for this process while the block lasts; the system lets go when the process ends.
+
+        A process's id would not do: in a container the next process often has the same one.
+
+        Raises:
+            ConfigError: another process holds it.
+        """
+        with (self.path / ".lock").open("a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"run {self.name!r} is running now; stop it first.") from None
+            yield
+
+    def _is_held(self) -> bool:
+        try:
+            with (self.path / ".lock").open() as handle:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
     def state(self) -> RunState:
         """Return what the run is doing. One whose process is gone is interrupted, whatever it wrote last.
 
@@ -119,7 +146,7 @@ class RunFolder:
             return RunState(state="interrupted")
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path}: damaged ({error}).") from None
-        if state.state == "running" and not _alive(state.pid):
+        if state.state == "running" and not self._is_held():
             return dataclasses.replace(state, state="interrupted")
         return state
 
@@ -190,13 +217,3 @@ def unused_name(runs: str | Path, stem: str) -> str:
 def _check_folder(runs: Path) -> None:
     if runs.is_file():
         raise ConfigError(f"{runs}: is a file; --runs takes the folder that holds the runs.")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid > 0

@@ -67,7 +67,12 @@ class Run:
         Raises:
             TrainingError: the loss is not finite, or the adapter came out without any effect.
             CheckpointError: a checkpoint cannot be written or read.
+            ConfigError: another process is at this run.
         """
+        with self.folder.hold():
+            yield from self._recorded()
+
+    def _recorded(self) -> Generator[Event, None, None]:
         state = RunState(started=time.time(), steps=self.plan.steps)
         beat = 0.0
         self.folder.write_state(state)
