@@ -160,6 +160,17 @@ def test_no_runs(bench, loralab):
     assert loralab("runs", "--runs", "elsewhere", "--json").json == []
 
 
+def test_a_damaged_run_is_listed_beside_the_others(bench, loralab):
+    for name, text in (("good", 'name = "good"'), ("torn", "name = ")):
+        Path("elsewhere", name).mkdir(parents=True)
+        Path("elsewhere", name, "config.toml").write_text(text)
+    by_name = {row["name"]: row for row in loralab("runs", "--runs", "elsewhere", "--json").json}
+    assert by_name["good"]["state"] == "interrupted"
+    assert by_name["torn"]["state"] == "damaged"
+    assert "torn/config.toml" in by_name["torn"]["note"]
+    assert "torn: elsewhere/torn/config.toml: not valid TOML" in loralab("runs", "--runs", "elsewhere").out
+
+
 # data, eval
 
 

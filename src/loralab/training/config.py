@@ -56,7 +56,7 @@ class RunConfig(BaseModel):
     target_modules: str = "all-linear"
     """all-linear, attention, feed-forward, module names with commas between, or one regex."""
 
-    learning_rate: float = Field(default=5e-4, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=5e-4, gt=0, le=100)
     """Peak learning rate. LoRA wants about ten times what full fine-tuning wants."""
     lr_scheduler: Literal["linear", "cosine", "constant"] = "cosine"
     """Course of the learning rate after the warm-up: down to 0 in a line or a cosine, or constant."""
