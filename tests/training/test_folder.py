@@ -57,7 +57,7 @@ with RunFolder(Path({str(folder.path)!r})).hold():
         assert folder.state().state == "running"
 
 
-@pytest.mark.parametrize("pid", [1, os.getpid()])
+@pytest.mark.parametrize("pid", [1, os.getpid()], ids=["first", "own"])
 def test_another_process_of_the_same_id_is_not_the_run(tmp_path, pid):
     """As in a container that is started again, where the ids begin anew."""
     assert make(tmp_path, "run", state="running", pid=pid).state().state == "interrupted"
