@@ -8,6 +8,7 @@ from typing import Any
 from loralab.adapters import PeftModel
 from loralab.adapters.habits import Habits, read_habits
 from loralab.adapters.store import find_adapter
+from loralab.cli.options import Voice
 from loralab.data.types import Message
 from loralab.models import BaseModel, load_base
 from loralab.serving.generate import Sampling, stream
@@ -24,13 +25,13 @@ class Speaker:
     habits: Habits
 
     @classmethod
-    def load(cls, model: str, adapter: str | None, runs: str, dtype: str, allow_pickle: bool) -> "Speaker":
+    def load(cls, voice: Voice) -> "Speaker":
         """Load a base, and an adapter on it. Raises as the parts do."""
-        folder = find_adapter(adapter, runs) if adapter else None
-        base = load_base(model, dtype, allow_pickle=allow_pickle)
+        folder = find_adapter(voice.adapter, voice.runs) if voice.adapter else None
+        base = load_base(voice.model, voice.dtype, allow_pickle=voice.allow_pickle)
         if folder is None:
             return cls(base, base.model, Habits())
-        adapted = PeftModel.from_pretrained(base.model, folder, allow_pickle=allow_pickle)
+        adapted = PeftModel.from_pretrained(base.model, folder, allow_pickle=voice.allow_pickle)
         return cls(base, adapted, read_habits(folder))
 
     def answer(
