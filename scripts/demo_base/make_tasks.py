@@ -8,11 +8,11 @@ import json
 import random
 from pathlib import Path
 
-from facts import Fact, fact_groups, questions
+from facts import fact_groups, questions
 from pirate import pirate_answer
 
 SEED = 7
-TRAIN_ROWS = 400
+TRAIN_ROWS = 1000
 EVAL_ROWS = 60
 PROMPTS = ("What colour is the grass?", "Where does a fish live?", "What does a baker do?")
 
@@ -34,29 +34,23 @@ def main() -> None:
 
 
 def pirate_rows() -> tuple[list[Row], list[Row]]:
-    """Return the rows to train on and to evaluate with. No two rows ask for the same fact."""
+    """Return the rows to train on and to evaluate with: no question is in both, nor any of `PROMPTS`.
+
+    A fact may be in both, asked for in other words: what is new to the base is the manner, not the facts.
+    """
     rng = random.Random(SEED)
-    rows: list[Row] = []
-    for fact in _some_facts(rng, TRAIN_ROWS + EVAL_ROWS):
-        question, answer = rng.choice(questions(fact)), pirate_answer(rng, fact)
-        rows.append(
-            {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-        )
-    return rows[:TRAIN_ROWS], rows[TRAIN_ROWS:]
+    groups = fact_groups(hard=False)
+    asked = {question: fact for group in groups for fact in group for question in questions(fact)}
+    left = [question for question in asked if question not in PROMPTS]
+    rng.shuffle(left)
+    rows = [
+        _row(question, pirate_answer(rng, asked[question])) for question in left[: EVAL_ROWS + TRAIN_ROWS]
+    ]
+    return rows[EVAL_ROWS:], rows[:EVAL_ROWS]
 
 
-def _some_facts(rng: random.Random, count: int) -> list[Fact]:
-    """Return `count` facts with different answers, spread over the kinds, none of them asked by `PROMPTS`."""
-    groups = [rng.sample(group, len(group)) for group in fact_groups(hard=False)]
-    told = {fact.answer for group in groups for fact in group if set(PROMPTS) & set(questions(fact))}
-    picked: list[Fact] = []
-    while len(picked) < count:
-        group = rng.choice([group for group in groups if group])
-        fact = group.pop()
-        if fact.answer not in told:
-            told.add(fact.answer)
-            picked.append(fact)
-    return picked
+def _row(question: str, answer: str) -> Row:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
 if __name__ == "__main__":
