@@ -35,6 +35,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(temporary)
+            temporary.chmod(0o666 & ~_umask())
             _flush(temporary)
             os.replace(temporary, path)
         finally:
@@ -80,6 +81,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
             for file in temporary.rglob("*"):
+                # Some libraries write files that only their owner may read.
+                file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
                 _flush(file)
             if path.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))

@@ -1,6 +1,7 @@
 """Adapter folders: what is written, what is refused and how, and what a failure leaves behind."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from loralab.adapters import PeftModel, get_peft_model, read_adapter, write_adap
 from loralab.core.adapter import Adapter
 from loralab.core.config import LoraConfig
 from loralab.errors import AdapterError, CheckpointError, ConfigError, LoralabError
+from loralab.files import new_folder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -298,3 +300,17 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         adapted().save_pretrained(tmp_path / "file" / "adapter")
     with pytest.raises(LoralabError, match="file"):
         adapted().save_pretrained(tmp_path / "file")
+
+
+def test_others_may_read_what_is_written(tmp_path: Path) -> None:
+    """The library that writes the weights gives them to their owner alone."""
+    before = os.umask(0o022)
+    try:
+        get_peft_model(nn.Sequential(nn.Linear(4, 4)), LoraConfig(target_modules=["0"])).save_pretrained(
+            tmp_path
+        )
+        with new_folder(tmp_path / "new") as folder:
+            (folder / "file").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()} == {0o644}

@@ -376,10 +376,28 @@ CASES = {
     ),
     # the rest
     "merge onto a base": Case(
-        f"merge {MODEL} --adapter poet --out tiny", "tiny exists already; .*--out.*--overwrite"
+        f"merge {MODEL} --adapter poet --out tiny --overwrite", "tiny is, holds or lies in .*still needed"
+    ),
+    "merge onto all runs": Case(
+        f"merge {MODEL} --adapter poet --out runs --overwrite", "runs is, holds or lies in .*still needed"
+    ),
+    "merge onto a result": Case(
+        f"merge {MODEL} --adapter poet --out wide", "wide exists already; .*--out.*--overwrite"
+    ),
+    "merge onto somebody's work": Case(
+        f"merge {MODEL} --adapter poet --out mine --overwrite",
+        r"mine holds 'thesis\.txt', which is not ours to delete",
+        lambda: (Path("mine").mkdir(), Path("mine/thesis.txt").write_text("x")),
+    ),
+    "evaluation without data": Case(
+        f"{TRAIN} --data train.jsonl --eval-steps 5", "eval_steps has no effect without eval_data"
+    ),
+    "regex of a part": Case(
+        f"{TRAIN} --data train.jsonl --target-modules q_proj|v_proj",
+        r"whole name: try '\.\*\(q_proj\|v_proj\)'",
     ),
     "merge onto a file": Case(
-        f"merge {MODEL} --adapter poet --out eval.jsonl", r"eval\.jsonl exists already"
+        f"merge {MODEL} --adapter poet --out eval.jsonl", r"eval\.jsonl is a file; --out names a folder"
     ),
     "merge below a file": Case(
         f"merge {MODEL} --adapter poet --out eval.jsonl/m", r"eval\.jsonl/m: cannot be written"

@@ -66,7 +66,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 def left_behind(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob(".*")]
+    return [path.name for path in folder.rglob(".*") if path.name != ".lock"]
 
 
 def check_stopped(result, folder: Path, words: str) -> RunFolder:

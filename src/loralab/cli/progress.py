@@ -133,10 +133,12 @@ class _Pace:
         self.first: tuple[int, float] | None = None
         self.tokens = 0
         self.seconds = 0.0
-        self.loss = 0.0
+        self.total = self.weight = 0.0
 
     def add(self, event: Stepped) -> None:
-        self.loss = event.loss if not self.tokens else 0.9 * self.loss + 0.1 * event.loss
+        # About the mean of the last ten steps; without the division the first would count most.
+        self.total = 0.9 * self.total + event.loss
+        self.weight = 0.9 * self.weight + 1
         if self.first is None:
             self.first = (event.step, time.monotonic())
         self.tokens += event.tokens
@@ -148,7 +150,9 @@ class _Pace:
         if self.first is not None and event.step > self.first[0]:
             a_step = (time.monotonic() - self.first[1]) / (event.step - self.first[0])
             left = f"  {duration((self.steps - event.step) * a_step)} left"
-        return f"loss {self.loss:.3f}  lr {event.learning_rate:.1e}  {rate:,.0f} tokens/s{left}"
+        return (
+            f"loss {self.total / self.weight:.3f}  lr {event.learning_rate:.1e}  {rate:,.0f} tokens/s{left}"
+        )
 
 
 def _evaluation(event: Evaluated) -> str:

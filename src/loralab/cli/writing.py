@@ -1,6 +1,7 @@
 """Where the commands that make adapters and models put them."""
 
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,39 @@ if TYPE_CHECKING:
 __all__ = ["check_out", "check_picture", "save_adapter"]
 
 
-def check_out(out: Path, overwrite: bool) -> None:
-    """Refuse a place where something is already, unless it is to be replaced.
+_OURS = (
+    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "adapter_*.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.*"),
+    *("merges.txt", "README.md", "loralab.json", "export.json", "*.gguf"),
+)
+"""The names of what these commands write; only folders of such files are ever replaced."""
+
+
+def check_out(out: Path, overwrite: bool, sources: Sequence[Path] = ()) -> None:
+    """Refuse a place where something is already, unless it is an earlier result that is to be replaced.
+
+    `sources` are what the result is made from; they are never replaced.
 
     Raises:
-        ConfigError: `out` is a file or a folder with something in it.
+        ConfigError: `out` is a file, a folder with something in it, or is, holds or lies in a source.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; --out names a folder.")
+    place = out.resolve()
+    for source in (*sources, Path()):
+        kept = source.resolve()
+        if source.exists() and (
+            place == kept or place in kept.parents or (source != Path() and kept in place.parents)
+        ):
+            raise ConfigError(
+                f"{out} is, holds or lies in {kept}, which is still needed; choose another --out."
+            )
+    names = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
+    if names and not overwrite:
         raise ConfigError(f"{out} exists already; choose another --out, or replace it with --overwrite.")
+    strange = [name for name in names if not any(fnmatch(name, pattern) for pattern in _OURS)]
+    if strange:
+        raise ConfigError(f"{out} holds {strange[0]!r}, which is not ours to delete; choose another --out.")
 
 
 def check_picture(path: Path | None) -> None:

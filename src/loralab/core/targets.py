@@ -199,6 +199,8 @@ def _nothing(
     leaves = sorted({path.rpartition(".")[2] for path, module in modules.items() if is_linear(module)})
     words = [wanted] if isinstance(wanted, str) else sorted(wanted)
     near = "".join(did_you_mean(word.rpartition(".")[2], leaves) for word in words[:3])
+    if isinstance(wanted, str) and any(re.fullmatch(f".*({wanted})", path) for path in modules):
+        near = f" A regex must match the whole name: try '.*({wanted})'."
     return (
         f"target_modules={shown!r} matches no module{limits} of this model.{near} "
         f"Its linear layers are {', '.join(leaves) or 'none'}; 'all-linear' takes them all."

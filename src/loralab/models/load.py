@@ -2,18 +2,23 @@
 
 import os
 import re
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from textwrap import shorten
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from huggingface_hub import is_offline_mode, try_to_load_from_cache
+from huggingface_hub.constants import ENDPOINT
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from loralab.errors import ModelError
+from loralab.errors import ModelError, did_you_mean
 from loralab.models.demo import BASE as DEMO_BASE
 from loralab.models.hardware import choose_device, choose_dtype
 from loralab.models.quiet import quiet
@@ -108,7 +113,28 @@ def _resolve(name: str) -> str:
         raise ModelError(
             f"{name}: no such folder; --model takes a folder, a hub id like 'org/name', or 'demo'."
         )
+    if not _hub_answers(name):
+        raise _nowhere(name, " (the hub could not be reached)")
     return name
+
+
+def _hub_answers(name: str) -> bool:
+    """Return whether the hub can be asked, or need not be: its own client would try for half a minute."""
+    if is_offline_mode() or isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return True
+    url = urlsplit(ENDPOINT)
+    if getproxies().get(url.scheme):
+        return True
+    try:
+        socket.create_connection((url.hostname or "", url.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _nowhere(name: str, why: str = "") -> ModelError:
+    here = [DEMO, *(path.name for path in Path().iterdir() if path.is_dir())]
+    return ModelError(f"{name}: neither a folder here nor a model on the hub{why}.{did_you_mean(name, here)}")
 
 
 def _check_folder(where: str, allow_pickle: bool) -> None:
@@ -159,4 +185,4 @@ def _explained(name: str, load: Any) -> Any:
         )
         if os.path.isdir(_resolve(name)):
             raise ModelError(f"{name}: cannot be loaded: {reason}") from None
-        raise ModelError(f"{name}: neither a folder here nor a model on the hub{offline}.") from None
+        raise _nowhere(name, offline) from None

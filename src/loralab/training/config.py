@@ -56,15 +56,15 @@ class RunConfig(BaseModel):
     target_modules: str = "all-linear"
     """all-linear, attention, feed-forward, module names with commas between, or one regex."""
 
-    learning_rate: float = Field(default=5e-4, gt=0, le=100)
+    learning_rate: float = Field(default=5e-4, gt=0, allow_inf_nan=False)
     """Peak learning rate. LoRA wants about ten times what full fine-tuning wants."""
     lr_scheduler: Literal["linear", "cosine", "constant"] = "cosine"
     """Course of the learning rate after the warm-up: down to 0 in a line or a cosine, or constant."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """Steps over which the learning rate rises from 0. Left out: a twentieth of the run."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """AdamW's weight decay."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Gradients are scaled down to this norm where they exceed it."""
     epochs: float = Field(default=3.0, gt=0, allow_inf_nan=False)
     """Passes over the data."""
@@ -152,6 +152,8 @@ def _conflicts(config: RunConfig) -> list[str]:
         faults.append(
             f"micro_batch_size {config.micro_batch_size} does not divide batch_size {config.batch_size}"
         )
+    if config.eval_steps is not None and config.data and not config.eval_data:
+        faults.append("eval_steps has no effect without eval_data; add --eval-data, or leave it out")
     if config.cutoff_length is not None and config.overlap_length >= config.cutoff_length:
         faults.append(
             f"overlap_length {config.overlap_length} must be less than cutoff_length {config.cutoff_length}"

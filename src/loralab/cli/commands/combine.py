@@ -61,7 +61,7 @@ def command(
     from loralab.tools.combine import combine
 
     screen = Screen(output)
-    check_out(out, overwrite)
+    check_out(out, overwrite, [Path(adapter) for adapter in adapters])
     if len(set(adapters)) < max(2, len(adapters)):
         raise ConfigError("name two or more different adapters to combine.")
     folders = {name: find_adapter(name, runs) for name in adapters}

@@ -55,7 +55,7 @@ def command(
     from loralab.tools.convert import read_any, with_component, write_any
 
     screen = Screen(output)
-    check_out(out, overwrite)
+    check_out(out, overwrite, (Path(adapter),))
     path = Path(adapter) if Path(adapter).is_file() else find_adapter(adapter, runs)
     read = read_any(path, format=source, lora_alpha=lora_alpha, base=base, allow_pickle=allow_pickle)
     folder = to == "peft" and out.suffix != ".safetensors"

@@ -64,7 +64,7 @@ def command(
     if (out is None) != (kind == "vllm"):
         raise ConfigError("--out: vllm writes nothing." if out else f"--out is missing: {kind} writes there.")
     if out is not None:
-        check_out(out, overwrite)
+        check_out(out, overwrite, (Path(model), Path(adapter)))
     folder = find_adapter(adapter, runs)
     read = read_adapter(folder, allow_pickle=allow_pickle)
     if kind == "vllm":

@@ -54,7 +54,7 @@ def command(
     from loralab.tools.extract import extract
 
     screen = Screen(output)
-    check_out(out, overwrite)
+    check_out(out, overwrite, (Path(base), Path(tuned)))
     found = extract(
         find_checkpoint(base),
         find_checkpoint(tuned),

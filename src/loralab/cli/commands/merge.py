@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from loralab.cli.output import Output, Screen
-from loralab.errors import ConfigError
+from loralab.cli.writing import check_out
 
 
 def command(
@@ -48,9 +48,8 @@ def command(
     from loralab.models.quiet import quiet
 
     screen = Screen(output)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-        raise ConfigError(f"{out} exists already; choose another --out, or replace it with --overwrite.")
     folder = find_adapter(adapter, runs)
+    check_out(out, overwrite, (Path(model), folder))
     base = load_base(model, dtype, allow_pickle=allow_pickle)
     adapted = PeftModel.from_pretrained(base.model, folder, allow_pickle=allow_pickle)
     modules = len(adapted.base_model.lora_layers)

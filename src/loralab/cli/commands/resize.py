@@ -55,7 +55,7 @@ def command(
     from loralab.tools.resize import resize
 
     screen = Screen(output)
-    check_out(out, overwrite)
+    check_out(out, overwrite, (Path(adapter),))
     folder = find_adapter(adapter, runs)
     read = read_adapter(folder, allow_pickle=allow_pickle)
     resized = resize(read, r=r, energy=energy, error=error, max_bytes=max_bytes)
