@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -323,3 +326,16 @@ def test_transformers_is_quiet_within_and_as_before_after():
     assert transformers_logging.get_verbosity() == logging.INFO
     transformers_logging.set_verbosity_warning()
     assert transformers_logging.is_progress_bar_enabled()
+
+
+def test_a_hub_that_does_not_answer_is_one_line_at_once(tmp_path):
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hub")}
+    command = [sys.executable, "-m", "loralab.cli", "generate", "hi", "--model", "demmo"]
+    result = subprocess.run(
+        command, env=os.environ | nowhere, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 2
+    assert result.stderr == (
+        "loralab: demmo: neither a folder here nor a model on the hub (the hub could not be reached). "
+        "Did you mean 'demo'?\n"
+    )
