@@ -13,7 +13,7 @@ from loralab.cli.output import Screen, duration
 from loralab.training.events import Evaluated, Event, Finished, Saved, Started, Stepped
 from loralab.training.run import Run
 
-__all__ = ["follow"]
+__all__ = ["follow", "runs_flag"]
 
 
 class _Stop:
@@ -42,11 +42,12 @@ def follow(run: Run, screen: Screen) -> Finished:
             if stop.asked:
                 break
     name = run.folder.name
-    screen.say(f"stopped and saved. Go on with: loralab resume {name}{_runs_flag(run)}")
+    screen.say(f"stopped and saved. Go on with: loralab resume {name}{runs_flag(run)}")
     sys.exit(130)
 
 
-def _runs_flag(run: Run) -> str:
+def runs_flag(run: Run) -> str:
+    """Return the flag that finds `run` again: nothing while its runs lie in the usual folder."""
     return "" if run.config.runs == "runs" else f" --runs {run.config.runs}"
 
 

@@ -1,7 +1,7 @@
 """What `train` and `resume` print around a run."""
 
 from loralab.cli.output import Screen, duration, size
-from loralab.cli.progress import follow
+from loralab.cli.progress import follow, runs_flag
 from loralab.core.adapter import Adapter
 from loralab.data.dataset import Dataset
 from loralab.training.events import Finished
@@ -27,9 +27,9 @@ def show_plan(run: Run, screen: Screen) -> None:
         "base",
         f"{config.model}, {total - trainable:,} parameters, {str(run.base.dtype)[6:]} on {run.base.device}",
     )
-    screen.fact("data", describe(run.data, config.data))
+    screen.fact("data", describe(run.data, config.data, recorded=True))
     if run.eval_data and config.eval_data:
-        screen.fact("eval data", describe(run.eval_data, config.eval_data))
+        screen.fact("eval data", describe(run.eval_data, config.eval_data, recorded=True))
     screen.fact(
         "adapter",
         f"rank {config.r}, alpha {config.lora_alpha:g}, on {len(run.model.base_model.lora_layers)} modules",
@@ -45,9 +45,10 @@ def show_plan(run: Run, screen: Screen) -> None:
     )
 
 
-def describe(data: Dataset, path: str) -> str:
+def describe(data: Dataset, path: str, *, recorded: bool = False) -> str:
     """Return one line about a data set: what is used, what is not."""
-    rejected = f"; {len(data.rejected)} rows rejected, see rejected.jsonl" if data.rejected else ""
+    where = ", see rejected.jsonl" if recorded else ""
+    rejected = f"; {len(data.rejected)} rows rejected{where}" if data.rejected else ""
     unused = f"; columns not used: {', '.join(data.unused_columns)}" if data.unused_columns else ""
     template = "" if data.template == "none" else f", template {data.template}"
     return (
@@ -84,7 +85,7 @@ def show_result(run: Run, finished: Finished, screen: Screen) -> None:
 
 def show_next(run: Run, screen: Screen) -> None:
     """Print the commands to try next."""
-    runs = "" if run.config.runs == "runs" else f" --runs {run.config.runs}"
+    runs = runs_flag(run)
     both = f"--model {run.config.model} --adapter {run.folder.name}{runs}"
     screen.say()
     screen.say("next:")

@@ -81,7 +81,7 @@ def command(
             ],
         }
     )
-    screen.fact("data", describe(data, str(file)).replace(", see rejected.jsonl", ""))
+    screen.fact("data", describe(data, str(file)))
     for row in data.rejected[:10]:
         screen.say(f"  rejected {row.source}: {row.reason}")
     if len(data.rejected) > 10:

@@ -78,7 +78,7 @@ def command(
     if folder:
         subject = PeftModel.from_pretrained(base.model, folder, allow_pickle=allow_pickle)
     rows = load_data(str(data), config, base)
-    screen.fact("data", describe(rows, str(data)).replace(", see rejected.jsonl", ""))
+    screen.fact("data", describe(rows, str(data)))
     results: dict[str, dict[str, float]] = {}
 
     def measure(name: str) -> None:
