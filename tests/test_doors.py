@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from loralab.core import inits, layers
+from loralab.core.config import LoraConfig
 from loralab.data import formats
 from loralab.data.templates import TEMPLATES
 from loralab.data.types import Chat, Text
@@ -83,7 +84,7 @@ def test_an_initialisation_fills_both_factors(name: str, lookup: bool) -> None:
         missing = torch.randn if name == "random" else partial(torch.full, fill_value=torch.nan)
         a_RI, b_OR = missing((4, 24)), missing((16, 4))
         weight_OI = torch.linspace(-1, 1, 16 * 24).view(16, 24).sin()
-        residual_OI = inits.find_init(name)(inits.Start(a_RI, b_OR, weight_OI, 2.0, lookup))
+        residual_OI = inits.find_init(name)(inits.Start(a_RI, b_OR, weight_OI, 2.0, "layer", LoraConfig(), lookup))
         assert (residual_OI is not None) is inits.changes_base(name)
         if residual_OI is not None:
             assert torch.allclose(residual_OI + 2 * b_OR @ a_RI, weight_OI, atol=1e-5)

@@ -13,6 +13,7 @@ from types import ModuleType
 
 from torch import Tensor
 
+from loralab.core.config import LoraConfig
 from loralab.core.registry import Registry
 from loralab.errors import ConfigError, did_you_mean
 
@@ -32,6 +33,10 @@ class Start:
     weight_OI: Tensor
     """The base weight."""
     scaling: float
+    path: str
+    """Where the module stands in the model."""
+    config: LoraConfig
+    """The adapter's settings, for those that belong to one initialisation."""
     lookup: bool
     """The layer is an embedding: its input is an index, so A is a table with one column a word."""
 

@@ -124,6 +124,14 @@ class LoraLayer(nn.Module, ABC):
         """The base layer's weight as it was found, whatever is merged."""
         return self._weights.get("weight", self.weight)
 
+    def dense_weight(self) -> Tensor:
+        """Return the original weight in its own shape as plain floating-point numbers, without a gradient."""
+        return self.original_weight.detach()
+
+    def stored(self, weight: Tensor) -> nn.Parameter:
+        """Return `weight`, which has the original's shape, in the form in which this layer keeps weights."""
+        return nn.Parameter(weight.to(self.original_weight.dtype).contiguous(), requires_grad=False)
+
     @property
     def bias(self) -> nn.Parameter | None:
         """The base layer's bias, merged if the layer is."""
@@ -164,7 +172,7 @@ class LoraLayer(nn.Module, ABC):
             if name in getattr(self, key)
         }
         return State(
-            weight_OI=self.matrix(self.original_weight),
+            weight_OI=self.matrix(self.dense_weight()),
             a_RI=a.flatten(1),
             b_OR=b.flatten(1),
             scaling=self.scaling[name],
@@ -194,7 +202,7 @@ class LoraLayer(nn.Module, ABC):
         self.lora_dropout[name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         self.variants[name] = config.variant
         if not empty:
-            self._initialise(name, config)
+            self._initialise(name, path, config)
         dtype = wide(weight.dtype)
         for key, value in (self.tensors(name) if tensors is None else tensors).items():
             self._place(name, key, value.detach().to(weight.device, dtype))
@@ -203,13 +211,15 @@ class LoraLayer(nn.Module, ABC):
                 self._place(name, key, value)
         self.train_adapter(name, not config.inference_mode)
 
-    def _initialise(self, name: str, config: LoraConfig) -> None:
+    def _initialise(self, name: str, path: str, config: LoraConfig) -> None:
         a, b = self.factors(name)
         start = Start(
             a_RI=a.detach().flatten(1),
             b_OR=b.detach().flatten(1),
-            weight_OI=self.matrix(self.original_weight.detach()),
+            weight_OI=self.matrix(self.dense_weight()),
             scaling=self.scaling[name],
+            path=path,
+            config=config,
             lookup=self.lookup,
         )
         with torch.no_grad():
@@ -221,7 +231,7 @@ class LoraLayer(nn.Module, ABC):
                 raise AdapterError(
                     f"init_lora_weights={config.init_lora_weights!r} changes the base weight; unmerge first."
                 )
-            self.weight.data = self.unmatrix(residual_OI.to(self.weight.dtype)).contiguous()
+            self.base_layer.weight = self.stored(self.unmatrix(residual_OI))
 
     def _first_extras(self, name: str) -> dict[str, Tensor]:
         variant = find_variant(self.variants[name])
@@ -374,7 +384,8 @@ class LoraLayer(nn.Module, ABC):
         names = sorted(name for name in names if name in self.r)
         if not names:
             return {}
-        merged = {"weight": _sum(self.original_weight, [self.delta(name) for name in names], names)}
+        total = _sum(self.dense_weight(), [self.delta(name) for name in names])
+        merged = {"weight": _finite(self.stored(total), names)}
         biases = {n: t["lora_B.bias"] for n in names if "lora_B.bias" in (t := self.tensors(n))}
         if biases:
             bias = self._weights.get("bias", self.bias)
@@ -383,7 +394,8 @@ class LoraLayer(nn.Module, ABC):
                     f"{', '.join(biases)}: lora_bias cannot be merged into a layer that has no bias."
                 )
             parts = [value.detach() * self.scaling[name] for name, value in biases.items()]
-            merged["bias"] = _sum(bias, parts, names)
+            total = _sum(bias.detach(), parts)
+            merged["bias"] = _finite(nn.Parameter(total.to(bias.dtype), requires_grad=False), names)
         return merged
 
     def install(self, names: Sequence[str], merged: dict[str, nn.Parameter]) -> None:
@@ -416,13 +428,16 @@ class LoraLayer(nn.Module, ABC):
         return ", ".join(f"{name}: r={rank}" for name, rank in self.r.items())
 
 
-def _sum(original: nn.Parameter, deltas: Sequence[Tensor], names: Sequence[str]) -> nn.Parameter:
-    total = original.detach().to(wide(original.dtype), copy=True)
+def _sum(original: Tensor, deltas: Sequence[Tensor]) -> Tensor:
+    total = original.to(wide(original.dtype), copy=True)
     for delta in deltas:
         total += delta
-    result = total.to(original.dtype)
-    if not torch.isfinite(result).all():
+    return total
+
+
+def _finite(merged: nn.Parameter, names: Sequence[str]) -> nn.Parameter:
+    if merged.dtype.is_floating_point and not torch.isfinite(merged).all():
         raise AdapterError(
             f"merging {', '.join(names)} gives weights that are not finite; nothing was changed."
         )
-    return nn.Parameter(result, requires_grad=False)
+    return merged
