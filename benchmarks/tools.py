@@ -1,24 +1,17 @@
-"""Time the adapter algebra against its peers in one process: python benchmarks/tools.py [--quick].
+"""Time the adapter algebra against its peers in one process: python benchmarks/tools.py [--quick] [--json].
 
 The cases of a table take turns. Prints medians, spreads (the quartiles' distance) and errors, and writes
 them to benchmarks/results.
 """
 
-import datetime
-import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
+from measure import Case, Table, arguments, race, report, show
 from torch import Tensor, nn
 
 from loralab.adapters import read_adapter, write_adapter
@@ -27,39 +20,19 @@ from loralab.core.config import LoraConfig
 from loralab.core.svd import exact_svd, product_svd, randomized_svd
 from loralab.tools.combine import combine
 
-RESULTS = Path(__file__).parent / "results"
-Case = Callable[[], float]
+Work = Callable[[], float]
 """Do the work once and return its error."""
 
 
-def race(cases: Mapping[str, Case], rounds: int) -> dict[str, dict[str, float]]:
-    """Run the cases in turn, `rounds` times, after one round that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    errors: dict[str, float] = {}
-    for number in range(rounds + 1):
-        for name, case in cases.items():
-            start = time.perf_counter()
-            errors[name] = case()
-            if number:
-                times[name].append(time.perf_counter() - start)
-    reference = statistics.median(times[next(iter(cases))])
-    table = {}
-    for name, found in times.items():
-        low, median, high = statistics.quantiles(found, n=4)
-        table[name] = {
-            "seconds": median,
-            "spread": high - low,
-            "ratio": median / reference,
-            "error": errors[name],
-        }
-    return table
+def compare(works: Mapping[str, Work], rounds: int) -> Table:
+    return race({name: Case(work) for name, work in works.items()}, rounds)
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
-def resizing(size: int, rounds: int) -> dict[str, dict[str, float]]:
+def resizing(size: int, rounds: int) -> Table:
     """Rank 64 to 16 of one delta: in factor space, and by the SVD of the delta."""
     b_OR, a_RI = torch.randn(size, 64), torch.randn(64, size)
     delta = b_OR @ a_RI
@@ -72,10 +45,10 @@ def resizing(size: int, rounds: int) -> dict[str, dict[str, float]]:
     def whole() -> float:
         return exact_svd(b_OR @ a_RI).cut(16).error / least
 
-    return race({"factor space": factors, "full SVD": whole}, rounds)
+    return compare({"factor space": factors, "full SVD": whole}, rounds)
 
 
-def extraction(size: int, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+def extraction(size: int, rounds: int) -> dict[str, Table]:
     """Rank 16 of a whole matrix, for a spectrum that falls and for noise; errors over the least possible."""
     spectra = {
         "falling": torch.randn(size, 32) @ torch.randn(32, size) + 0.3 * torch.randn(size, size),
@@ -95,13 +68,13 @@ def extraction(size: int, rounds: int) -> dict[str, dict[str, dict[str, float]]]
             u, s, v = torch.svd_lowrank(matrix, q=16, niter=2)
             return float((matrix - (u * s) @ v.t()).norm()) / least
 
-        tables[name] = race(
+        tables[name] = compare(
             {"randomized": randomized, "full SVD": whole, "torch.svd_lowrank": library}, rounds
         )
     return tables
 
 
-def combining(size: int, rounds: int) -> dict[str, dict[str, float]]:
+def combining(size: int, rounds: int) -> Table:
     """0.7 and 0.3 of two adapters of rank 16 on four layers; errors are distances from the true sum."""
     names = [f"layer{i}" for i in range(4)]
 
@@ -126,13 +99,13 @@ def combining(size: int, rounds: int) -> dict[str, dict[str, float]]:
         theirs.load_adapter(Path(folder) / "two", "two")
         adapters = {name: read_adapter(Path(folder) / name) for name in adapters}
 
-    def ours(method: str, r: int | None = None) -> Case:
+    def ours(method: str, r: int | None = None) -> Work:
         def case() -> float:
             return max(layer.distance for layer in combine(adapters, [0.7, 0.3], method, r).layers)
 
         return case
 
-    def peft_s(kind: str, **settings: Any) -> Case:
+    def peft_s(kind: str, **settings: Any) -> Work:
         def case() -> float:
             theirs.add_weighted_adapter(["one", "two"], [0.7, 0.3], "sum", combination_type=kind, **settings)
             layers = {name: theirs.base_model.model.get_submodule(name) for name in names}
@@ -153,65 +126,22 @@ def combining(size: int, rounds: int) -> dict[str, dict[str, float]]:
         "peft cat": peft_s("cat"),
         "peft linear": peft_s("linear"),
     }
-    return race(cases, rounds)
-
-
-def show(title: str, table: Mapping[str, Mapping[str, float]], error: str) -> None:
-    print(f"\n{title}")
-    print(f"{'':20} {'median':>10} {'spread':>10} {'ratio':>8}   {error}")
-    for name, row in table.items():
-        print(
-            f"{name:20} {1e3 * row['seconds']:7.1f} ms {1e3 * row['spread']:7.1f} ms {row['ratio']:8.2f}   "
-            f"{row['error']:.6f}"
-        )
-
-
-def hardware() -> str:
-    """A short name of the processor, fit for a file's name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    name = next(
-        (line.partition(":")[2] for line in lines if line.startswith("model name")), platform.machine()
-    )
-    return "-".join("".join(c if c.isalnum() else " " for c in name).split()).lower()
-
-
-def commit() -> str:
-    result = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return result.stdout.strip()
+    return compare(cases, rounds)
 
 
 def main() -> None:
-    quick = "--quick" in sys.argv
-    size, rounds = (256, 3) if quick else (1024, 9)
+    flags = arguments("Time the adapter algebra against its peers.")
+    size, rounds = (256, 3) if flags.quick else (1024, 9)
     torch.manual_seed(0)
     resized, extracted, combined = resizing(size, rounds), extraction(size, rounds), combining(size, rounds)
-    show(f"resize 64 to 16, {size} x {size} (error: over the least possible)", resized, "error")
-    for name, table in extracted.items():
-        show(f"extract rank 16, {size} x {size}, {name} (error: over the least possible)", table, "error")
-    what = "error: distance from the true sum; ours also measures conflict, cosine and error"
-    show(f"combine 0.7 and 0.3, four layers {size} x {size} ({what})", combined, "error")
-    if quick:
-        return
-    today = datetime.date.today().isoformat()
-    facts = {
-        "hardware": hardware(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "peft": peft.__version__,
-        "commit": commit(),
-        "date": today,
-        "size": size,
-        "rounds": rounds,
-    }
-    values = {**facts, "resize": resized, "extract": extracted, "combine": combined}
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"tools_{hardware()}_{today}.json"
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf8")
-    print(f"\nwritten to {path}")
+    if not flags.json:
+        show(f"resize 64 to 16, {size} x {size} (error: over the least possible)", resized, "error")
+        for name, table in extracted.items():
+            show(f"extract rank 16, {size} x {size}, {name} (error: over the least possible)", table, "error")
+        what = "error: distance from the true sum; ours also measures conflict, cosine and error"
+        show(f"combine 0.7 and 0.3, four layers {size} x {size} ({what})", combined, "error")
+    values = {"size": size, "rounds": rounds, "resize": resized, "extract": extracted, "combine": combined}
+    report("tools", values, flags)
 
 
 if __name__ == "__main__":

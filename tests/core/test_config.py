@@ -13,14 +13,6 @@ from loralab.core.config import FORMAT_VERSION, LoraConfig, TaskType
 from loralab.errors import AdapterError, ConfigError
 
 NOT_IMPLEMENTED: dict[str, Any] = {
-    "ensure_weight_tying": True,
-    "layer_replication": [(0, 2), (1, 3)],
-    "trainable_token_indices": [1, 2],
-    "target_parameters": ["mlp.experts.down_proj"],
-    "loftq_config": {"loftq_bits": 4},
-    "eva_config": {"rho": 2.0},
-    "corda_config": {"corda_method": "ipm"},
-    "lora_ga_config": {"direction": "ArB2r"},
     "alora_invocation_tokens": [1],
     "arrow_config": {"top_k": 2},
     "use_bdlora": {"nblocks": 2},
@@ -59,10 +51,12 @@ def test_no_field_is_accepted_and_ignored() -> None:
         *("r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "bias", "use_rslora"),
         *("modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern"),
         *("alpha_pattern", "inference_mode", "use_dora", "lora_bias"),
+        *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "target_parameters"),
+        *("trainable_token_indices", "ensure_weight_tying", "layer_replication"),
     }
     stored = {
         *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
-        *("fan_in_fan_out", "qalora_group_size", "megatron_core"),
+        *("fan_in_fan_out", "qalora_group_size", "megatron_core", "runtime_config"),
     }
     assert {field.name for field in dataclasses.fields(LoraConfig)} == used | stored | NOT_IMPLEMENTED.keys()
 

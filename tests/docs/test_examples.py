@@ -1,8 +1,11 @@
 """The examples: short, run on the bundled base alone, and print what they promise."""
 
 import json
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,16 @@ def run(name: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """The lines that an example prints."""
     runpy.run_path(str(FOLDER / name), run_name="__main__")
     return capsys.readouterr().out.splitlines()
+
+
+def separate_run(name: str) -> list[str]:
+    """The lines that an example prints in a Python of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent / "src")}
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / name)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +83,12 @@ def test_raw_text(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = [line for line in lines if line.endswith("tokens are trained")]
     assert len(blocks) == 3
     assert lines[-1].startswith("Once upon a time, there was a small boat named Pip.")
+
+
+def test_migrating_from_peft() -> None:
+    lines = separate_run("05_migrating_from_peft.py")
+    assert lines[0] == "peft is loralab.peft, in place of release 0.21.2"
+    wrapped, bare, off = (float(line.rpartition(" ")[2]) for line in (lines[1], lines[2], lines[4]))
+    assert wrapped == bare < off / 2
+    assert lines[3] == "35 adapted layers, 70 tensors"
+    assert lines[5] == "the same adapter both ways: True"

@@ -99,7 +99,7 @@ def test_peft_reads_what_we_write(case: Any, settings: dict[str, Any], tmp_path:
 
 def test_the_files_hold_the_same(case: Any, settings: dict[str, Any], tmp_path: Path) -> None:
     theirs, ours = grown(case, settings)
-    case.save_theirs(theirs, tmp_path / "theirs", save_embedding_layers=False)
+    case.save_theirs(theirs, tmp_path / "theirs")
     ours.save_pretrained(tmp_path / "ours")
     wanted, written = (load_file(tmp_path / who / "adapter_model.safetensors") for who in ("theirs", "ours"))
     assert written.keys() == wanted.keys()

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from loralab.adapters import write_adapter
 from loralab.core.adapter import Adapter, Factors
+from loralab.core.config import LoraConfig
+from loralab.core.mixing import MIXES, Mix, sign_conflict
 from loralab.errors import AdapterError, ConfigError
 from loralab.tools.combine import combine
-from loralab.tools.mixing import MIXES, sign_conflict
 
 MakeAdapter = Callable[..., Adapter]
 
@@ -97,7 +98,7 @@ def test_conflict_is_counted_block_by_block(
 ) -> None:
     factors = [make_adapter({"w": (50, 10)}, seed=s).modules()["w"] for s in range(3)]
     whole = sign_conflict(factors)
-    monkeypatch.setattr("loralab.tools.mixing._BLOCK", 70)
+    monkeypatch.setattr("loralab.core.mixing._BLOCK", 70)
     assert sign_conflict(factors) == whole
     signs = torch.stack([f.product().sign() for f in factors])
     assert whole == pytest.approx(float((signs.amin(0) * signs.amax(0) < 0).float().mean()))
@@ -171,13 +172,17 @@ def test_with_all_entries_kept(two: dict[str, Adapter], method: str) -> None:
 def test_ties_by_hand() -> None:
     one = torch.tensor([[4.0, -3.0, 0.1, 2.0]])
     two = torch.tensor([[-1.0, -5.0, 0.2, 3.0]])
-    mixed = MIXES["ties"]([one, two], [1.0, 2.0], 0.75, torch.Generator())
+    mixed = Mix("ties", 0.75)([one, two], [1.0, 2.0])
     assert mixed.tolist() == [[4.0, (-3 - 10) / 2, 0.0, (2 + 6) / 2]]
+    three = torch.tensor([[-2.0, -5.0, 0.2, 3.0]])
+    by_total = Mix("ties", 1.0)([one, two, three], [1.0, 1.0, 1.0])
+    by_frequency = Mix("ties", 1.0, "frequency")([one, two, three], [1.0, 1.0, 1.0])
+    assert (float(by_total[0, 0]), float(by_frequency[0, 0])) == (4.0, -1.5)
 
 
 def test_dare_keeps_the_mean_and_follows_its_seed(make_adapter: MakeAdapter) -> None:
     delta = torch.ones(400, 400)
-    mixed = MIXES["dare"]([delta], [1.0], 0.25, torch.Generator().manual_seed(0))
+    mixed = Mix("dare", 0.25, generator=torch.Generator().manual_seed(0))([delta], [1.0])
     assert set(mixed.unique().tolist()) == {0.0, 4.0}
     assert float(mixed.mean()) == pytest.approx(1, abs=0.02)
     adapters = {"one": make_adapter(), "two": make_adapter(seed=1)}
@@ -200,6 +205,7 @@ def test_a_mix_is_of_full_rank_and_the_cut_says_what_it_lost(two: dict[str, Adap
         ((1, 1), {"r": 0}, "r is 0"),
         ((1, 1), {"method": "concatenate", "r": 3}, "'concatenate' sets it itself"),
         ((1, 1), {"density": 0.5}, "'exact' has no density"),
+        ((1, 1), {"method": "concatenate", "density": 0.5}, "'concatenate' has no density"),
         ((1, 1), {"method": "ties"}, "'ties' needs a density"),
         ((1, 1), {"method": "ties", "density": 2.0}, r"density is 2\.0"),
     ],
@@ -227,9 +233,8 @@ def test_what_cannot_be_combined_is_named(make_adapter: MakeAdapter) -> None:
     magnitude = {"layers.0.q_proj.lora_magnitude_vector": torch.ones(12)}
     refused(
         make_adapter(rest=magnitude),
-        r"'other' has a DoRA magnitude, layers\.0\.q_proj\.lora_magnitude_vector",
+        r"'other' has a DoRA magnitude, layers\.0\.q_proj\.lora_magnitude_vector.*extract a plain adapter",
     )
-    refused(make_adapter(rest={"layers.0.q_proj.lora_B.bias": torch.ones(12)}), "'other' has a bias of B")
     refused(
         make_adapter(rest={"head.weight": torch.ones(2, 2)}), r"head\.weight is saved in full and differs"
     )
@@ -253,3 +258,24 @@ def test_targets_that_cannot_be_joined_become_whole_paths(make_adapter: MakeAdap
     combined = combine({"one": one, "two": make_adapter({"layers.1.v_proj": (6, 10)})}, [1, 1]).adapter
     assert combined.config.target_modules == {"layers.0.q_proj", "layers.1.v_proj"}
     assert combined.config.layers_to_transform is None
+
+
+@pytest.mark.parametrize("method", ["exact", "concatenate", "factors"])
+def test_biases_of_b_are_summed(make_adapter: MakeAdapter, method: str) -> None:
+    biases = {f"{path}.lora_B.bias": torch.randn(o) for path, o in (("a", 12), ("b", 6))}
+    one = make_adapter({"a": (12, 10), "b": (6, 10)}, rest=biases, lora_bias=True)
+    two = make_adapter({"a": (12, 10), "c": (4, 10)}, seed=1, lora_alpha=3)
+    combined = combine({"one": one, "two": two}, [0.7, -0.3], method).adapter
+    assert combined.config.lora_bias
+    for path in ("a", "b"):
+        wanted = 0.7 * 1.5 * biases[f"{path}.lora_B.bias"]
+        torch.testing.assert_close(combined.tensors[f"{path}.lora_B.bias"], wanted)
+    assert not combined.tensors["c.lora_B.bias"].any()
+
+
+def test_an_embedding_cannot_take_the_bias_of_others(make_adapter: MakeAdapter) -> None:
+    one = make_adapter({"a": (12, 10)}, rest={"a.lora_B.bias": torch.ones(12)}, lora_bias=True)
+    factors = {"e.lora_embedding_A": torch.ones(4, 9), "e.lora_embedding_B": torch.ones(5, 4)}
+    two = Adapter(LoraConfig(r=4, target_modules=["e"]), factors)
+    with pytest.raises(AdapterError, match="'e' is an embedding, which cannot have the lora_bias"):
+        combine({"one": one, "two": two}, [1, 1])

@@ -51,11 +51,11 @@ def folders(tmp_path: Path, make_adapter: MakeAdapter) -> None:
 
 @pytest.mark.usefixtures("folders")
 def test_show_resize_and_compare(run: Run) -> None:
-    shown = json.loads(run("show", "one", "--plot", "s.svg", "--json"))
+    shown = json.loads(run("show", "one", "--plot", "s.png", "--json"))
     assert shown["modules"][0]["in"] == 24
     assert len(shown["modules"][0]["spectrum"]) == 4
-    assert "<svg" in Path("s.svg").read_text()
-    assert "pictures are SVG" in run("show", "one", "--plot", "s.png", code=2)
+    assert Path("s.png").read_bytes().startswith(b"\x89PNG")
+    assert "must end in .png, .svg or .pdf" in run("show", "no such adapter", "--plot", "s.jpg", code=2)
     assert "of random" not in run("resize", "one", "--r", "2", "--out", "small")
     assert read_adapter("small").config.r == 2
     assert read_habits(Path("small")) == Habits("alpaca", "alpaca")
@@ -63,8 +63,40 @@ def test_show_resize_and_compare(run: Run) -> None:
     run("resize", "one", "--energy", "0.5", "--out", "small", "--overwrite")
     assert "give exactly one of r, energy" in run("resize", "one", "--out", "new", code=2)
     compared = json.loads(run("compare", "one", "small", "--plot", "c.svg", "--json"))
+    assert "<svg" in Path("c.svg").read_text()
     assert compared["layers"][0]["columns"]["overlap"] == pytest.approx(1)
     assert "cosine: +" in run("compare", "one", "small")
+
+
+@pytest.mark.usefixtures("folders")
+def test_a_picture_without_matplotlib_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loralab.cli.writing.importlib.util.find_spec", lambda name: None)
+    told = run("show", "one", "--plot", "s.png", code=2)
+    assert "pip install 'loralab[plot]'" in told
+    assert told.count("\n") == 1
+    assert "module\tr" in run("show", "one")
+
+
+@pytest.mark.usefixtures("folders")
+def test_dora_is_shown_resized_and_exported(run: Run, make_adapter: MakeAdapter) -> None:
+    magnitudes = {f"{QUERY}.lora_magnitude_vector": torch.rand(24) + 1}
+    settings = {
+        "use_dora": True,
+        "target_modules": [QUERY],
+        "base_model_name_or_path": "base",
+        "task_type": "CAUSAL_LM",
+    }
+    write_adapter(make_adapter({QUERY: (24, 24)}, rest=magnitudes, **settings), "dora")
+    out = run("show", "dora")
+    assert "magnitudes |m| on 1 of 1 modules" in out
+    assert "entropy\t|m|" in out
+    run("resize", "dora", "--r", "2", "--out", "small")
+    assert "magnitudes differ by 0 at most" in run("compare", "dora", "small")
+    exported = run("export", "merged", "--model", "base", "--adapter", "dora", "--out", "merged")
+    assert "logits differ from the live adapter's by" in exported
+    told = run("combine", "dora", "small", "--out", "x", code=2)
+    assert "has a DoRA magnitude" in told
+    assert "loralab export merged" in told
 
 
 @pytest.mark.usefixtures("folders")

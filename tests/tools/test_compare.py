@@ -1,7 +1,6 @@
 """Comparing and describing: identities that hold for any adapter."""
 
 import math
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from loralab.adapters import read_adapter
 from loralab.core.adapter import Adapter
 from loralab.errors import AdapterError
 from loralab.tools.compare import compare, principal_angles
-from loralab.tools.describe import describe, entropy_rank, place_in_grid, plot_spectra, stable_rank
-from loralab.tools.picture import curves, heat_map
+from loralab.tools.describe import describe, entropy_rank, place_in_grid, stable_rank
 
 MakeAdapter = Callable[..., Adapter]
 
@@ -133,28 +131,19 @@ def test_places_in_a_grid() -> None:
     assert place_in_grid("lm_head") == ("", "lm_head")
 
 
-def parsed(svg: str) -> ElementTree.Element:
-    return ElementTree.fromstring(svg)
-
-
-def test_pictures_hold_every_number(make_adapter: MakeAdapter) -> None:
-    one, two = make_adapter(), make_adapter(seed=1)
-    found = compare(one, two)
-    picture = parsed(found.plot("one & two"))
-    texts = [element.text for element in picture.iter() if element.tag.endswith("text")]
-    assert "one & two" in texts
-    assert {f"{layer.cosine:.2f}" for layer in found.layers} <= set(texts)
-    spectra = parsed(plot_spectra(describe(one), "spectra"))
-    lines = [element for element in spectra.iter() if element.tag.endswith("polyline")]
-    assert [len(line.get("points", "").split()) for line in lines] == [4, 4, 4]
-    assert {"q_proj", "v_proj"} <= {element.text for element in spectra.iter()}
-
-
-@pytest.mark.parametrize("values", [[], [0.0, 0.0], [1.0], [1e-30, 1e-31], [5.0, 0.5, 0.0], [float("nan")]])
-def test_odd_numbers_make_a_picture_too(values: list[float]) -> None:
-    assert "nan" not in curves({"x": [values]}, "t", "x", "y").lower().replace("dominant", "")
-    parsed(curves({"x": [values]}, "t", "x", "y"))
-    parsed(heat_map({}, "empty"))
+def test_of_dora_adapters_ba_and_the_magnitudes_are_compared(make_adapter: MakeAdapter) -> None:
+    rest = {"layers.0.q_proj.lora_magnitude_vector": torch.full((12,), 2.0)}
+    plain, one = make_adapter(), make_adapter(rest=rest, use_dora=True)
+    other = changed(one, "vector", lambda m: m * 1.1)
+    found = {layer.module: layer for layer in compare(one, other).layers}
+    assert found["layers.0.q_proj"].magnitude == pytest.approx(0.1)
+    assert found["layers.0.q_proj"].cosine == pytest.approx(1)
+    assert found["layers.0.v_proj"].magnitude is None
+    assert compare(one, plain).layers[0].magnitude is None
+    described = {d.module: d for d in describe(one)}
+    assert described["layers.0.q_proj"].magnitude == pytest.approx(2 * 12**0.5)
+    assert described["layers.0.q_proj"].norm == describe(plain)[0].norm
+    assert describe(plain)[0].magnitude is None
 
 
 def test_a_trained_adapter_has_a_smaller_effective_than_nominal_rank(assets: Path) -> None:

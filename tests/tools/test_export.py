@@ -1,5 +1,6 @@
 """Exporting: merged files against the live adapter, llama.cpp's file, vLLM's limits."""
 
+import copy
 import json
 import shlex
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -47,7 +48,9 @@ def logits(model: Any) -> Tensor:
 def trained(model: Any, **settings: Any) -> Adapter:
     """An adapter as training leaves it: no factor is zero, and neither is what is trained in full."""
     torch.manual_seed(1)
-    adapted = get_peft_model(model, LoraConfig(r=3, lora_alpha=6, init_lora_weights=False, **settings))
+    adapted = get_peft_model(
+        model, LoraConfig(**{"r": 3, "lora_alpha": 6, "init_lora_weights": False} | settings)
+    )
     adapter = adapted.base_model.adapter("default")
     with torch.no_grad():
         for key, tensor in adapter.tensors.items():
@@ -62,6 +65,13 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "head": (llama, {"target_modules": ["lm_head", "embed_tokens"]}),
     "saved head": (llama, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]}),
     "biases": (llama, {"target_modules": ["q_proj", "v_proj"], "bias": "lora_only"}),
+    "dora": (llama, {"target_modules": "all-linear", "use_dora": True, "use_rslora": True}),
+    "dora conv1d": (gpt2, {"target_modules": ["c_attn", "c_proj"], "use_dora": True}),
+    "dora embeddings": (llama, {"target_modules": ["embed_tokens", "lm_head"], "use_dora": True}),
+    "lora bias": (llama, {"target_modules": ["q_proj", "v_proj"], "lora_bias": True, "lora_alpha": 9}),
+    "lora bias conv1d": (gpt2, {"target_modules": ["c_attn"], "lora_bias": True}),
+    "both biases": (llama, {"target_modules": ["q_proj"], "lora_bias": True, "bias": "lora_only"}),
+    "dora tied": (lambda: llama(True), {"target_modules": ["embed_tokens"], "use_dora": True}),
     "tied embedding": (lambda: llama(True), {"target_modules": ["embed_tokens"]}),
     "tied head": (lambda: llama(True), {"target_modules": ["lm_head", "up_proj"]}),
     "tied, untouched": (lambda: llama(True), {"target_modules": ["up_proj"]}),
@@ -77,11 +87,24 @@ def test_the_exported_model_is_the_live_adapter(tmp_path: Path, case: str) -> No
     exported = export_merged(str(tmp_path / "base"), adapter, tmp_path / "out")
     assert exported.verified
     assert exported.verified.difference < 1e-4 < exported.verified.effect
-    assert exported.untied is (case in ("tied embedding", "tied head"))
+    assert exported.untied is (case in ("tied embedding", "tied head", "dora tied"))
     assert (tmp_path / "out" / "tokenizer.json").is_file()
     live = PeftModel(make(), adapter.config, adapter=adapter)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(logits(again), logits(live), atol=2e-5, rtol=1e-4)
+
+
+def test_dora_over_a_convolution(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.ModuleDict({"conv": torch.nn.Conv2d(4, 6, 3)})
+    (tmp_path / "base").mkdir()
+    save_file(dict(net.state_dict()), tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "none"}')
+    adapter = trained(copy.deepcopy(net), target_modules=["conv"], use_dora=True)
+    exported = export_merged(str(tmp_path / "base"), adapter, tmp_path / "out", check=False)
+    wanted = PeftModel(net, adapter.config, adapter=adapter).merge_and_unload().conv.weight
+    torch.testing.assert_close(load_file(tmp_path / "out" / "model.safetensors")["conv.weight"], wanted.data)
+    assert exported.layers[0].norm > 0
 
 
 def test_shards_stay_shards(tmp_path: Path) -> None:
@@ -173,10 +196,13 @@ def test_what_does_not_fit_is_named(tmp_path: Path, make_adapter: MakeAdapter) -
         r"no tensor '.*q_projx\.weight'.*a/b",
     )
     refused(make_adapter({path: (24, 25)}), r"the delta is \[24, 25\], the base's weight \[24, 24\]")
-    magnitude = {f"{path}.lora_magnitude_vector": torch.ones(24)}
     refused(
-        make_adapter({path: (24, 24)}, rest=magnitude), "lora_magnitude_vector: cannot be exported from files"
+        make_adapter({path: (24, 24)}, use_dora=True), "lora_magnitude_vector is missing .* which is dora"
     )
+    magnitude = {f"{path}.lora_magnitude_vector": torch.ones(24)}
+    refused(make_adapter({path: (24, 24)}, rest=magnitude), "no tensor '.*lora_magnitude_vector'")
+    bias = {"lm_head.lora_B.bias": torch.ones(40)}
+    refused(make_adapter({"lm_head": (40, 24)}, rest=bias, lora_bias=True), r"no tensor 'lm_head\.bias'")
     refused(
         make_adapter({path: (24, 24)}, rest={"model.norm.weight": torch.ones(3)}),
         r"is \[3\], the base needs \[24\]",

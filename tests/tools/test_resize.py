@@ -137,6 +137,34 @@ def test_every_kind_of_layer_computes_the_same_afterwards(tmp_path: Path) -> Non
     torch.testing.assert_close(again(ids), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_of_dora_the_magnitude_is_kept_and_ba_resized(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = {"target_modules": ["embed", "conv", "head"], "init_lora_weights": False}
+    model = get_peft_model(Net(), LoraConfig(r=3, lora_alpha=5, use_dora=True, **settings)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "magnitude" in name:
+                parameter.mul_(1.3)
+    ids = torch.arange(12).view(2, 6)
+    expected = model(ids)
+    adapter = model.base_model.adapter("default")
+    adapter = Adapter(adapter.config, {key: tensor.detach() for key, tensor in adapter.tensors.items()})
+    base = model.unload()
+    whole, half = resize(adapter, r=3), resize(adapter, r=1)
+    again = PeftModel(base, whole.adapter.config, adapter=whole.adapter).eval()
+    torch.testing.assert_close(again(ids), expected, atol=1e-5, rtol=1e-5)
+    for layer in half.layers:
+        key = f"{layer.module}.lora_magnitude_vector"
+        assert torch.equal(half.adapter.tensors[key], adapter.tensors[key])
+        before, after = (a.modules()[layer.module].product() for a in (adapter, half.adapter))
+        assert layer.error == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-4)
+    kept = sum(t.nbytes for k, t in adapter.tensors.items() if "magnitude" in k)
+    with pytest.raises(
+        ConfigError, match="leaves no rank for 'embed', whose lora_magnitude_vector needs one"
+    ):
+        resize(adapter, max_bytes=kept + 15 * 4)
+
+
 def test_different_ranks_load_in_peft(tmp_path: Path, make_adapter: MakeAdapter) -> None:
     peft = pytest.importorskip("peft")
     net = nn.ModuleDict({"layers": nn.ModuleDict({"0": nn.ModuleDict(), "1": nn.ModuleDict()})})

@@ -3,12 +3,10 @@
 Tensor keys are ``base_model.model.`` + module path + ``.lora_A.weight`` and the like; no adapter name.
 """
 
-import json
 import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,15 +15,24 @@ from torch import Tensor
 
 from loralab.core.adapter import Adapter
 from loralab.core.config import LoraConfig
+from loralab.core.peft_config import CONFIG_FILE, read_json
 from loralab.errors import AdapterError
 from loralab.files import write_file, write_text
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "read_adapter", "read_config", "write_adapter"]
+__all__ = [
+    "CONFIG_FILE",
+    "PREFIX",
+    "WEIGHTS_FILE",
+    "own_keys",
+    "read_adapter",
+    "read_config",
+    "read_tensors",
+    "write_adapter",
+]
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 
 
 def read_adapter(folder: str | Path, *, allow_pickle: bool = False) -> Adapter:
@@ -36,7 +43,11 @@ def read_adapter(folder: str | Path, *, allow_pickle: bool = False) -> Adapter:
             is False: loading a pickle can run any program that its author put into it.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    return Adapter(read_config(folder), read_tensors(folder, allow_pickle=allow_pickle))
+
+
+def read_tensors(folder: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
+    """Return the tensors of the adapter in `folder`, as `read_adapter` does, without its config."""
     weights, pickled = folder / WEIGHTS_FILE, folder / PICKLE_FILE
     if weights.is_file():
         tensors = _read_safetensors(weights)
@@ -51,7 +62,7 @@ def read_adapter(folder: str | Path, *, allow_pickle: bool = False) -> Adapter:
         raise AdapterError(f"{folder}: no {WEIGHTS_FILE} beside {CONFIG_FILE}; is the copy complete?")
     if not tensors:
         raise AdapterError(f"{folder}: the adapter holds no tensors.")
-    return Adapter(config, _own_keys(tensors))
+    return own_keys(tensors)
 
 
 def read_config(folder: Path) -> LoraConfig:
@@ -60,18 +71,9 @@ def read_config(folder: Path) -> LoraConfig:
     Raises:
         AdapterError: the file is missing, is no JSON object, or asks for what loralab does not know.
     """
+    values = read_json(folder)
     path = folder / CONFIG_FILE
-    if not folder.is_dir():
-        raise AdapterError(f"{folder}: no such folder; expected an adapter folder with {CONFIG_FILE} in it.")
-    if not path.is_file():
-        raise AdapterError(f"{folder}: no {CONFIG_FILE} there; is it an adapter folder?")
-    try:
-        values: Any = json.loads(path.read_text(encoding="utf8"))
-    except json.JSONDecodeError as error:
-        raise AdapterError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from None
-    except UnicodeDecodeError:
-        raise AdapterError(f"{path}: not UTF-8 text.") from None
-    if not isinstance(values, dict) or "peft_type" not in values:
+    if "peft_type" not in values:
         raise AdapterError(f"{path}: expected a JSON object with 'peft_type': 'LORA'.")
     return LoraConfig.from_dict(values, where=str(path))
 
@@ -87,7 +89,7 @@ def write_adapter(adapter: Adapter, folder: str | Path) -> None:
     folder = Path(folder)
     # Copies, because safetensors refuses tensors that share memory, as tied biases do.
     tensors = {
-        f"{_PREFIX}{key}": adapter.tensors[key].detach().cpu().clone(memory_format=torch.contiguous_format)
+        f"{PREFIX}{key}": adapter.tensors[key].detach().cpu().clone(memory_format=torch.contiguous_format)
         for key in sorted(adapter.tensors)
     }
     write_file(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
@@ -114,7 +116,10 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _own_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Strip the prefix, and the adapter's name where an old or hand-made file carries one."""
+def own_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under their keys in an `Adapter`.
+
+    The prefix goes, and the adapter's name where an old or hand-made file carries one.
+    """
     named = re.compile(r"\.(lora_(?:A|B|embedding_A|embedding_B))\.(?!weight$|bias$)[^.]+(\.weight|\.bias|)$")
-    return {named.sub(r".\1\2", key.removeprefix(_PREFIX)): tensor for key, tensor in tensors.items()}
+    return {named.sub(r".\1\2", key.removeprefix(PREFIX)): tensor for key, tensor in tensors.items()}

@@ -1,62 +1,35 @@
 """`PeftModel`: an adapted model under the names that PEFT's users know."""
 
-import contextlib
 import dataclasses
-import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MethodType
-from typing import Any
+from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from loralab.adapters.peft_format import read_adapter, write_adapter
+from loralab.adapters import functional
+from loralab.adapters.adapted_model import AdaptedModel
+from loralab.adapters.kbit import let_gradients_in
+from loralab.adapters.loading import How, finish_loading, is_training, keep_dtypes, read_stored
+from loralab.adapters.peft_format import own_keys, write_adapter
+from loralab.adapters.saving import for_original_base, write_card
+from loralab.adapters.state_dict import LoadResult, get_peft_model_state_dict
 from loralab.adapters.trainer import teach_trainer
 from loralab.core.adapter import Adapter
 from loralab.core.config import LoraConfig
 from loralab.core.model import LoraModel
-from loralab.core.status import LayerStatus, ModelStatus, layer_status, model_status
 from loralab.errors import ConfigError
+from loralab.hub import upload_folder
 
-__all__ = [
-    "PeftModel",
-    "PeftModelForCausalLM",
-    "PeftModelForFeatureExtraction",
-    "PeftModelForQuestionAnswering",
-    "PeftModelForSeq2SeqLM",
-    "PeftModelForSequenceClassification",
-    "PeftModelForTokenClassification",
-    "get_peft_model",
-]
+__all__ = ["PeftModel"]
 
 
-def get_peft_model(model: nn.Module, peft_config: LoraConfig, adapter_name: str = "default") -> "PeftModel":
-    """Return `model` with a new adapter attached to it. The model itself is changed in place.
-
-    >>> from torch import nn
-    >>> from loralab import LoraConfig, get_peft_model
-    >>> base = nn.Sequential(nn.Linear(100, 500))
-    >>> model = get_peft_model(base, LoraConfig(r=10, target_modules="all-linear"))
-    >>> model.get_nb_trainable_parameters()
-    (6000, 56500)
-
-    Raises:
-        TargetError: `target_modules` matches nothing, or an entry of a list matches nothing.
-        ConfigError: the model has adapters already; use `add_adapter`.
-    """
-    if isinstance(model, PeftModel):
-        raise ConfigError("the model has adapters already; use model.add_adapter(name, config) for one more.")
-    return _class_for(peft_config)(model, peft_config, adapter_name)
-
-
-class PeftModel(nn.Module):
+class PeftModel(AdaptedModel):
     """A base model with named adapters. What it does not define itself, the base model answers.
 
     Subclasses say what the model is for; `get_peft_model` picks one by the config's `task_type`.
-
-    It passes for an instance of its base model's class too, so that code which asks for a `PreTrainedModel`,
-    as `transformers.Trainer` does, takes it.
     """
 
     task_type: str | None = None
@@ -66,141 +39,56 @@ class PeftModel(nn.Module):
         model: nn.Module,
         peft_config: LoraConfig,
         adapter_name: str = "default",
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
         *,
         adapter: Adapter | None = None,
     ) -> None:
-        """`adapter` gives the first adapter's tensors; without it they are initialised."""
-        super().__init__()
-        config = _with_base(peft_config, model)
-        self.base_model = LoraModel(model, config, adapter_name, adapter)
-        self._show_signature_of(model)
+        """`adapter` gives the first adapter's tensors; without it they are initialised.
+
+        Without `autocast_adapter_dtype` new tensors have the base's dtype, also where that is of 16 bits.
+        Nothing is initialised that is set afterwards, so `low_cpu_mem_usage` changes nothing.
+        """
+        functional.check_bare(model)
+        super().__init__(LoraModel(model, with_base(peft_config, model), adapter_name, adapter))
+        if not autocast_adapter_dtype:
+            keep_dtypes(self.base_model, adapter_name, adapter)
+        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+            let_gradients_in(model)
         if hasattr(model, "save_pretrained"):
             teach_trainer(PeftModel)
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        modules = self.__dict__.get("_modules") or {}
-        return type(modules["base_model"].model) if "base_model" in modules else type(self)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_model":
-                raise
-            return getattr(self.base_model, name)
-
-    def __reduce__(self) -> Any:
-        state = {name: value for name, value in self.__dict__.items() if name != "forward"}
-        return _bare, (type(self),), state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._show_signature_of(self.get_base_model())
-
-    def _show_signature_of(self, model: nn.Module) -> None:
-        """Give `forward` the base's signature: Trainer picks a data set's columns by it."""
-
-        def forward(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
-            return PeftModel.forward(self, *args, **kwargs)
-
-        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-        shown = inspect.signature(model.forward)
-        parameters = [
-            p.replace(kind=p.KEYWORD_ONLY) if p.kind == p.POSITIONAL_ONLY else p
-            for p in shown.parameters.values()
-        ]
-        forward.__signature__ = inspect.Signature([own, *parameters])  # type: ignore[attr-defined]
-        self.forward = MethodType(forward, self)  # type: ignore[method-assign]
-
-    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
-        """Return what the base model returns, the active adapters applied.
-
-        `adapter_names` gives every row of the batch an adapter of its own, or "__base__" for none.
-        """
-        with self._rows(adapter_names):
-            return self.base_model(*args, **kwargs)
-
-    def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
-        """Return what the base model generates, the active adapters (or each row's own) applied."""
-        with self._rows(adapter_names):
-            return self.get_base_model().generate(*args, **kwargs)  # type: ignore[operator]
-
-    def _rows(self, names: Sequence[str] | None) -> AbstractContextManager[None]:
-        return contextlib.nullcontext() if names is None else self.base_model.rows(names)
-
-    def get_base_model(self) -> nn.Module:
-        """Return the base model, with the LoRA layers still in it; see `unload` to take them out."""
-        return self.base_model.model
-
-    # adapters
-
-    @property
-    def peft_config(self) -> dict[str, LoraConfig]:
-        """The configs by adapter name."""
-        return self.base_model.peft_config
-
-    @property
-    def active_adapter(self) -> str | list[str]:
-        """The name of the adapter that runs, or a list of several."""
-        return self.base_model.active_adapter
-
-    @property
-    def active_adapters(self) -> list[str]:
-        """The names of the adapters that run."""
-        return self.base_model.active_adapters
-
-    @property
-    def active_peft_config(self) -> LoraConfig:
-        """The config of the adapter that runs (of the first, if several do)."""
-        return self.peft_config[self.active_adapters[0]]
-
-    def add_adapter(self, adapter_name: str, peft_config: LoraConfig) -> None:
+    def add_adapter(
+        self,
+        adapter_name: str,
+        peft_config: LoraConfig,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
+    ) -> None:
         """Attach one more adapter, freshly initialised. It is not made active."""
-        self.base_model.attach(adapter_name, _with_base(peft_config, self.get_base_model()))
+        self.base_model.attach(adapter_name, with_base(peft_config, self.get_base_model()))
+        if not autocast_adapter_dtype:
+            keep_dtypes(self.base_model, adapter_name)
         self.base_model.set_adapter(self.active_adapters)
-
-    def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
-        """Make these adapters, and no others, run."""
-        self.base_model.set_adapter(adapter_name, inference_mode)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter."""
-        self.base_model.detach(adapter_name)
-
-    @contextlib.contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """Within the block the model computes what the base computes, merged or not; afterwards as before."""
-        was_enabled = self.base_model.adapters_enabled
-        self.base_model.disable_adapter_layers()
-        try:
-            yield
-        finally:
-            if was_enabled:
-                self.base_model.enable_adapter_layers()
-
-    def get_layer_status(self) -> list[LayerStatus]:
-        """Return the status of every adapted layer."""
-        return layer_status(self.base_model)
-
-    def get_model_status(self) -> ModelStatus:
-        """Return the status of the model as a whole."""
-        return model_status(self.base_model)
 
     # files
 
     def save_pretrained(
         self,
         save_directory: str | Path,
-        selected_adapters: Sequence[str] | None = None,
-        *,
-        is_main_process: bool = True,
-        state_dict: Any = None,
         safe_serialization: bool = True,
+        selected_adapters: Sequence[str] | None = None,
+        save_embedding_layers: bool | Literal["auto"] = "auto",
+        is_main_process: bool = True,
+        path_initial_model_for_weight_conversion: str | Path | None = None,
+        *,
+        state_dict: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write adapters as PEFT does: "default" into the folder itself, others into folders of their names.
 
-        `state_dict` is accepted because `transformers.Trainer` passes it, and not needed.
+        Values come from `state_dict`, the state of the whole model, where one is given. With
+        `path_initial_model_for_weight_conversion`, where the adapter was saved before training, an
+        adapter of a changed base (PiSSA and the like) is written for the base as it was.
 
         Raises:
             ConfigError: `safe_serialization=False`; loralab writes no pickles.
@@ -210,12 +98,52 @@ class PeftModel(nn.Module):
             raise ConfigError(
                 "safe_serialization=False would write a pickle; loralab writes safetensors only."
             )
-        if not is_main_process:
-            return
         names = list(self.peft_config) if selected_adapters is None else list(selected_adapters)
+        start = path_initial_model_for_weight_conversion
         for name in names:
-            folder = Path(save_directory) if name == "default" else Path(save_directory) / name
-            write_adapter(self.base_model.adapter(name), folder)
+            tensors = get_peft_model_state_dict(
+                self, state_dict, name, save_embedding_layers=save_embedding_layers
+            )
+            stored = Adapter(self.peft_config[name], own_keys(tensors))
+            if start is not None:
+                stored = for_original_base(stored, start)
+            if is_main_process:
+                folder = Path(save_directory) if name == "default" else Path(save_directory) / name
+                write_adapter(stored, folder)
+        if is_main_process:
+            self.create_or_update_model_card(save_directory)
+
+    def create_or_update_model_card(self, output_dir: str | Path) -> None:
+        """Write a README.md with the adapter's base and kind, unless there is one."""
+        name = "default" if "default" in self.peft_config else next(iter(self.peft_config))
+        write_card(Path(output_dir), self.peft_config[name], self.task_type)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload what `save_pretrained` writes to the hub, and return the commit's address.
+
+        Raises:
+            AdapterError: the hub cannot be reached or refuses.
+        """
+        options = {
+            **{
+                "commit_message": commit_message or "Upload adapter",
+                "commit_description": commit_description,
+            },
+            **{"private": private, "token": token, "revision": revision, "create_pr": create_pr},
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload_folder(Path(folder), repo_id, options)
 
     @classmethod
     def from_pretrained(
@@ -223,20 +151,44 @@ class PeftModel(nn.Module):
         model: nn.Module,
         model_id: str | Path,
         adapter_name: str = "default",
-        *,
         is_trainable: bool = False,
-        allow_pickle: bool = False,
+        config: LoraConfig | None = None,
+        autocast_adapter_dtype: bool = True,
+        ephemeral_gpu_offload: bool = False,
+        low_cpu_mem_usage: bool = False,
+        key_mapping: Mapping[str, str] | None = None,
+        *,
+        torch_device: str | torch.device | None = None,
+        **kwargs: Any,
     ) -> "PeftModel":
-        """Return `model` with the adapter in the folder `model_id` attached, in evaluation mode.
+        """Return `model` with a stored adapter attached, in evaluation mode unless it `is_trainable`.
+
+        `model_id` is a folder or a hub id; `config` takes the place of the config there. Further keywords
+        are `ignore_mismatched_sizes`, `allow_pickle` and those of `HubOptions`. Every tensor goes where its
+        base layer is, whatever `torch_device` says, and `low_cpu_mem_usage` is how it is done anyway.
 
         Raises:
             AdapterError: the files cannot be read, or do not fit the model, which is then unchanged.
+            ConfigError: the model has adapters already, or a keyword would do nothing.
         """
         if isinstance(model, PeftModel):
             raise ConfigError("the model has adapters already; use model.load_adapter(folder, name).")
-        adapter = _stored(model_id, is_trainable, allow_pickle)
-        kind = _class_for(adapter.config) if cls is PeftModel else cls
-        adapted = kind(model, adapter.config, adapter_name, adapter=adapter)
+        functional.check_bare(model)
+        how = How.from_keywords(
+            {**kwargs, "ephemeral_gpu_offload": ephemeral_gpu_offload},
+            "from_pretrained",
+            is_trainable=is_trainable,
+            config=config,
+            autocast=autocast_adapter_dtype,
+            key_mapping=key_mapping,
+        )
+        stored = read_stored(model, model_id, how)
+        kind = class_for(stored.adapter.config) if cls is PeftModel else cls
+        if how.ignore_mismatched_sizes:
+            adapted = kind(model, stored.adapter.config, adapter_name)
+        else:
+            adapted = kind(model, stored.adapter.config, adapter_name, adapter=stored.adapter)
+        finish_loading(adapted.base_model, adapter_name, stored, how)
         return adapted if is_trainable else adapted.eval()
 
     def load_adapter(
@@ -244,90 +196,50 @@ class PeftModel(nn.Module):
         model_id: str | Path,
         adapter_name: str,
         is_trainable: bool = False,
-        *,
-        allow_pickle: bool = False,
-    ) -> None:
-        """Attach the adapter in the folder `model_id` beside the others; it is not made active.
+        torch_device: str | torch.device | None = None,
+        autocast_adapter_dtype: bool = True,
+        ephemeral_gpu_offload: bool = False,
+        low_cpu_mem_usage: bool = False,
+        key_mapping: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> LoadResult:
+        """Attach a stored adapter beside the others and return what did not match; it is not made active.
 
         If there is one of that name already, it takes the values from the file and stays the same object
-        for an optimizer.
+        for an optimizer. Parameters are those of `from_pretrained`.
 
         Raises:
             AdapterError: the files cannot be read, or do not fit the model, which is then unchanged.
+            ConfigError: a keyword would do nothing.
         """
-        adapter = _stored(model_id, is_trainable, allow_pickle)
-        self.base_model.load(adapter_name, adapter)
-        if not is_trainable:
+        how = How.from_keywords(
+            {**kwargs, "ephemeral_gpu_offload": ephemeral_gpu_offload},
+            "load_adapter",
+            is_trainable=is_trainable,
+            autocast=autocast_adapter_dtype,
+            key_mapping=key_mapping,
+        )
+        stored = read_stored(self.get_base_model(), model_id, how)
+        if not how.ignore_mismatched_sizes:
+            self.base_model.load(adapter_name, stored.adapter)
+        elif adapter_name not in self.peft_config:
+            self.base_model.attach(adapter_name, stored.adapter.config)
+        result = finish_loading(self.base_model, adapter_name, stored, how)
+        if not is_trainable and is_training(self):  # eval() visits every module of every adapter
             self.eval()
-
-    # numbers
-
-    def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Return the numbers of trainable and of all parameters."""
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.parameters()]
-        return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
-
-    def print_trainable_parameters(self) -> None:
-        """Print the numbers of trainable and of all parameters and their share, as PEFT does."""
-        trainable, total = self.get_nb_trainable_parameters()
-        share = 100 * trainable / total
-        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
+        return result
 
 
-class PeftModelForCausalLM(PeftModel):
-    """A model that continues text."""
-
-    task_type = "CAUSAL_LM"
-
-
-class PeftModelForSeq2SeqLM(PeftModel):
-    """A model that turns one text (or sound) into another."""
-
-    task_type = "SEQ_2_SEQ_LM"
-
-
-class PeftModelForSequenceClassification(PeftModel):
-    """A model that classifies texts; its classification head is trained in full."""
-
-    task_type = "SEQ_CLS"
-
-
-class PeftModelForTokenClassification(PeftModel):
-    """A model that classifies tokens; its classification head is trained in full."""
-
-    task_type = "TOKEN_CLS"
-
-
-class PeftModelForQuestionAnswering(PeftModel):
-    """A model that marks answers in a text; its head is trained in full."""
-
-    task_type = "QUESTION_ANS"
-
-
-class PeftModelForFeatureExtraction(PeftModel):
-    """A model whose hidden states are what is wanted."""
-
-    task_type = "FEATURE_EXTRACTION"
-
-
-def _class_for(config: LoraConfig) -> type[PeftModel]:
+def class_for(config: LoraConfig) -> type[PeftModel]:
+    """Return the class for a config's task, `PeftModel` itself for none."""
     kinds = {kind.task_type: kind for kind in PeftModel.__subclasses__()}
     return kinds.get(config.task_type, PeftModel)
 
 
-def _bare(kind: type[PeftModel]) -> PeftModel:
-    """Return an empty model for pickle and deepcopy to fill; `__class__`, which they ask, is the base's."""
-    return kind.__new__(kind)
-
-
-def _with_base(config: LoraConfig, model: nn.Module) -> LoraConfig:
-    """Return the config with the base model's name in it, unless it names one."""
+def with_base(config: LoraConfig, model: nn.Module) -> LoraConfig:
+    """Return the config with the base model's name in it, and its class where no task type tells it."""
     name = config.base_model_name_or_path or getattr(model, "name_or_path", None) or None
-    return dataclasses.replace(config, base_model_name_or_path=name)
-
-
-def _stored(folder: str | Path, is_trainable: bool, allow_pickle: bool) -> Adapter:
-    adapter = read_adapter(folder, allow_pickle=allow_pickle)
-    return dataclasses.replace(
-        adapter, config=dataclasses.replace(adapter.config, inference_mode=not is_trainable)
-    )
+    mapping = config.auto_mapping
+    if config.task_type is None and mapping is None:
+        mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
+    return dataclasses.replace(config, base_model_name_or_path=name, auto_mapping=mapping)

@@ -1,13 +1,12 @@
 """Where an adapter lies: a folder, a run's name, or a hub id."""
 
+import contextlib
 import os
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-from loralab.adapters.peft_format import CONFIG_FILE
+from loralab.core.peft_config import CONFIG_FILE
 from loralab.errors import AdapterError, did_you_mean
+from loralab.hub import find_folder
 
 __all__ = ["find_adapter"]
 
@@ -32,11 +31,9 @@ def find_adapter(name: str, runs: str | Path = "runs") -> Path:
     if os.path.isdir(name):
         raise AdapterError(f"{name}: no {CONFIG_FILE} there; is it an adapter folder?")
     known = [path.parent.parent.name for path in Path(runs).glob(f"*/adapter/{CONFIG_FILE}")]
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        try:
-            return Path(snapshot_download(name, allow_patterns=["adapter_*", "loralab.json"]))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
-            pass
+    if name.count("/") == 1:
+        with contextlib.suppress(AdapterError):
+            return find_folder(name, [CONFIG_FILE, "adapter_model.*", "loralab.json"])
     raise AdapterError(
         f"there is no adapter {name!r}: not a folder, not a run in {runs}"
         f"{', not on the hub (or it cannot be reached)' if '/' in name else ''}.{did_you_mean(name, known)}"

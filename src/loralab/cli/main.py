@@ -1,5 +1,6 @@
 """``loralab``: finds the commands, runs one, and turns errors into one line and exit code 2."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ from loralab.errors import LoralabError
 from loralab.training.config import explain
 
 __all__ = ["main", "make_app"]
+
+_TALKATIVE = ("bitsandbytes", "torchao", "torch.utils._pytree")
+"""Libraries that say as they are imported which of their kernels are not for this machine."""
 
 
 def make_app() -> App:
@@ -33,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         make_app()(words, exit_on_error=False, print_error=False)
     except (LoralabError, CycloptsError) as error:

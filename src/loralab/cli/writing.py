@@ -1,5 +1,6 @@
 """Where the commands that make adapters and models put them."""
 
+import importlib.util
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -49,13 +50,19 @@ def check_out(out: Path, overwrite: bool, sources: Sequence[Path] = ()) -> None:
 
 
 def check_picture(path: Path | None) -> None:
-    """Refuse a picture's name that says another format than ours.
+    """Refuse a picture that could not be drawn, before any work.
 
     Raises:
-        ConfigError: the name does not end in .svg.
+        ConfigError: the name says a format that is not drawn here, or matplotlib is not installed.
     """
-    if path is not None and path.suffix != ".svg":
-        raise ConfigError(f"--plot {path}: pictures are SVG, so the name must end in .svg.")
+    if path is None:
+        return
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"--plot {path}: the name of a picture must end in .png, .svg or .pdf.")
+    if path.is_dir():
+        raise ConfigError(f"--plot {path}: a folder; expected the name of a file to write.")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("drawing needs the package 'matplotlib'; install it: pip install 'loralab[plot]'.")
 
 
 def save_adapter(adapter: "Adapter", out: Path, sources: Sequence[Path] = ()) -> None:

@@ -73,17 +73,28 @@ class Adapter:
     tensors: Mapping[str, Tensor]
 
     def modules(self) -> dict[str, Factors]:
-        """Return the factors of every adapted module, by its path."""
+        """Return the factors of every adapted module by its path; of each stacked expert as ``path[3]``."""
         found: dict[str, dict[str, Tensor]] = {}
         for key, tensor in self.tensors.items():
             for ending, side in _FACTORS.items():
                 if key.endswith(ending):
                     found.setdefault(key.removesuffix(ending), {})[side] = tensor.flatten(1)
-        return {
-            path: Factors(sides["a"], sides["b"], self.config.scaling_of(path))
-            for path, sides in found.items()
-            if len(sides) == 2
-        }
+        factors: dict[str, Factors] = {}
+        for path, sides in found.items():
+            if len(sides) == 2:
+                factors |= self._factors_at(path, sides["a"], sides["b"])
+        return factors
+
+    def _factors_at(self, path: str, a_RI: Tensor, b_OR: Tensor) -> dict[str, Factors]:
+        # What PEFT wraps inside another wrapper has the outer one's rank and scale.
+        outer = path.partition(".base_layer")[0]
+        rank, scaling = self.config.rank_of(outer), self.config.scaling_of(outer)
+        experts, rest = divmod(a_RI.shape[0], rank)
+        if not self.config.target_parameters or experts < 2 or rest:
+            return {path: Factors(a_RI, b_OR, scaling)}
+        a_ERI = a_RI.reshape(experts, rank, -1)
+        b_ORE = b_OR.reshape(-1, rank, experts)
+        return {f"{path}[{e}]": Factors(a_ERI[e], b_ORE[..., e], scaling) for e in range(experts)}
 
     @property
     def parameters(self) -> int:

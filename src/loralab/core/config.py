@@ -1,30 +1,27 @@
 """`LoraConfig`: what an adapter is made of, one to one with PEFT's ``adapter_config.json``."""
 
 import dataclasses
-import enum
 import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+from loralab.core.init_config import (
+    CordaConfig,
+    EvaConfig,
+    LoftQConfig,
+    LoraGAConfig,
+    fill_sub_configs,
+    plain_sub_configs,
+)
+from loralab.core.peft_config import FORMAT_VERSION, LoraRuntimeConfig, PeftConfig, PeftType, TaskType
 from loralab.errors import AdapterError, ConfigError, did_you_mean
 
 __all__ = ["FORMAT_VERSION", "LoraConfig", "TaskType"]
 
-FORMAT_VERSION = "0.21.2"
-"""The PEFT release whose file format and field names loralab follows."""
-
 _OFF: dict[str, tuple[Any, ...]] = {
-    "ensure_weight_tying": (False,),
-    "layer_replication": (None, []),
-    "trainable_token_indices": (None, [], {}),
-    "target_parameters": (None, []),
-    "loftq_config": ({}, None),
-    "eva_config": (None,),
-    "corda_config": (None,),
-    "lora_ga_config": (None,),
     "alora_invocation_tokens": (None,),
     "arrow_config": (None,),
     "use_bdlora": (None, False),
@@ -45,19 +42,8 @@ _HEADS = {
 _EMPTY: tuple[Any, ...] = (None, False, [], {}, "")
 
 
-class TaskType(str, enum.Enum):
-    """What the adapted model is for, in PEFT's words."""
-
-    SEQ_CLS = "SEQ_CLS"
-    SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
-    CAUSAL_LM = "CAUSAL_LM"
-    TOKEN_CLS = "TOKEN_CLS"
-    QUESTION_ANS = "QUESTION_ANS"
-    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
-
-
 @dataclass
-class LoraConfig:
+class LoraConfig(PeftConfig):
     """The settings of one adapter. Names, defaults and meaning are PEFT's.
 
     A field that loralab does not implement is accepted with its "off" value and refused by name with any
@@ -67,16 +53,7 @@ class LoraConfig:
         ConfigError: a value is out of range, of the wrong kind, or asks for something not implemented.
     """
 
-    task_type: TaskType | str | None = None
-    """What the model is for ("CAUSAL_LM", "SEQ_CLS", ...); stored for the tools that read the file."""
-    peft_type: str = "LORA"
-    auto_mapping: dict[str, Any] | None = None
-    peft_version: str | None = FORMAT_VERSION
-    base_model_name_or_path: str | None = None
-    """The base that the adapter was trained on, as the user named it."""
-    revision: str | None = None
-    inference_mode: bool = False
-    """True freezes the adapter as it is attached."""
+    KIND: ClassVar[PeftType | None] = PeftType.LORA
 
     r: int = 8
     """Rank: each adapted [O, I] weight gets r * (O + I) trainable numbers."""
@@ -113,13 +90,21 @@ class LoraConfig:
     """Give B a bias."""
 
     ensure_weight_tying: bool = False
+    """Give an output head that shares the embedding's weight the same adapter, or the same full copy."""
     layer_replication: list[tuple[int, int]] | None = None
+    """Stack the base's layers anew: [[0, 4], [2, 5]] is 0 1 2 3 2 3 4, weights shared."""
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    """Tokens whose embeddings are trained in full; by module name where it is not the input embedding."""
     target_parameters: list[str] | None = None
-    loftq_config: dict[str, Any] | None = field(default_factory=dict)
-    eva_config: dict[str, Any] | None = None
-    corda_config: dict[str, Any] | None = None
-    lora_ga_config: dict[str, Any] | None = None
+    """Parameters to adapt beside layers, such as stacked experts: endings of ``module.parameter``."""
+    loftq_config: LoftQConfig | dict[str, Any] | None = None
+    """Settings of ``init_lora_weights="loftq"``; a dictionary becomes a `LoftQConfig`."""
+    eva_config: EvaConfig | dict[str, Any] | None = None
+    """Settings of ``init_lora_weights="eva"``; a dictionary becomes an `EvaConfig`."""
+    corda_config: CordaConfig | dict[str, Any] | None = None
+    """Settings of ``init_lora_weights="corda"``; a dictionary becomes a `CordaConfig`."""
+    lora_ga_config: LoraGAConfig | dict[str, Any] | None = None
+    """Settings of ``init_lora_weights="lora_ga"``; a dictionary becomes a `LoraGAConfig`."""
     alora_invocation_tokens: list[int] | None = None
     arrow_config: dict[str, Any] | None = None
     use_bdlora: Any = None
@@ -130,8 +115,12 @@ class LoraConfig:
     qalora_group_size: int = 16
     megatron_config: dict[str, Any] | None = None
     megatron_core: str | None = "megatron.core"
+    runtime_config: LoraRuntimeConfig = field(default_factory=LoraRuntimeConfig)
+    """Settings that belong to one process; not written to files."""
 
     def __post_init__(self) -> None:
+        if self.peft_type in (None, "LORA"):
+            self.peft_type = PeftType.LORA
         if isinstance(self.task_type, TaskType):
             self.task_type = self.task_type.value
         if isinstance(self.target_modules, list | tuple):
@@ -140,7 +129,7 @@ class LoraConfig:
             self.exclude_modules = set(self.exclude_modules)
         self.rank_pattern = self.rank_pattern or {}
         self.alpha_pattern = self.alpha_pattern or {}
-        faults = _faults(self)
+        faults = fill_sub_configs(self) + _faults(self)
         if faults:
             raise ConfigError("; ".join(faults))
 
@@ -173,12 +162,19 @@ class LoraConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, lists in a fixed order, ready for ``adapter_config.json``."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del values["runtime_config"]
+        values["peft_type"] = "LORA"
+        values |= plain_sub_configs(self)
         return {name: sorted(v) if isinstance(v, set) else v for name, v in values.items()}
 
     def to_json(self) -> str:
         """Return the text of ``adapter_config.json``; the same config always gives the same bytes."""
         values = self.to_dict() | {"inference_mode": True}
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def _from_values(cls, values: Mapping[str, Any], where: str) -> "LoraConfig":
+        return cls.from_dict(values, where)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "adapter config") -> "LoraConfig":
@@ -222,6 +218,25 @@ def _wrong_kinds(config: LoraConfig) -> list[str]:
         pattern = isinstance(value, str) and name != "modules_to_save"
         if not (value is None or names or pattern):
             faults.append(f"{name} is {value!r}; expected a list of module names")
+    parameters = config.target_parameters
+    if parameters is not None and not (
+        isinstance(parameters, list | tuple | set) and all(isinstance(item, str) for item in parameters)
+    ):
+        faults.append(f"target_parameters is {parameters!r}; expected a list of parameter names")
+    ranges = config.layer_replication or []
+    if not all(
+        isinstance(item, list | tuple)
+        and len(item) == 2
+        and all(type(n) is int for n in item)
+        and 0 <= item[0] < item[1]
+        for item in ranges
+    ):
+        faults.append(f"layer_replication is {ranges!r}; expected pairs [first, past the last]")
+    tokens = config.trainable_token_indices or []
+    if not isinstance(tokens, list | dict):
+        faults.append(
+            f"trainable_token_indices is {tokens!r}; expected token ids, or such a list by module name"
+        )
     layers = config.layers_to_transform
     indices = layers if isinstance(layers, list) else [layers]
     if layers is not None and not all(type(index) is int for index in indices):
@@ -245,6 +260,8 @@ def _faults(config: LoraConfig) -> list[str]:
     if not isinstance(config.lora_dropout, int | float) or not 0 <= config.lora_dropout < 1:
         faults.append(f"lora_dropout is {config.lora_dropout!r}; expected a probability from 0 to below 1")
     faults += _wrong_kinds(config)
+    if config.use_dora and config.lora_bias:
+        faults.append("lora_bias goes with plain LoRA only: DoRA scales whole outputs; leave one of them out")
     if config.bias not in ("none", "all", "lora_only"):
         faults.append(f"bias is {config.bias!r}; expected 'none', 'all' or 'lora_only'")
     if config.task_type is not None and config.task_type not in TaskType.__members__:
@@ -258,6 +275,12 @@ def _faults(config: LoraConfig) -> list[str]:
         faults.append("layers_to_transform needs target_modules as a list or a preset, not a regex")
     if config.layers_pattern and config.layers_to_transform is None:
         faults.append("layers_pattern needs layers_to_transform")
+    if config.peft_type != PeftType.LORA:
+        faults.append(f"peft_type is {config.peft_type!r}; a LoraConfig is for 'LORA'")
+    if config.runtime_config.ephemeral_gpu_offload:
+        faults.append(
+            "ephemeral_gpu_offload would have no effect: an initialisation runs where its weight is"
+        )
     for name, off in _OFF.items():
         if getattr(config, name) not in off:
             faults.append(f"{name} = {getattr(config, name)!r} is not supported; leave it at {off[0]!r}")

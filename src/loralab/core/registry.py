@@ -19,6 +19,7 @@ class Registry:
         self.noun = noun
         found = (info.name for info in pkgutil.iter_modules(paths))
         self.names = sorted(name for name in found if not name.startswith("_") and name not in besides)
+        self._imported: dict[str, ModuleType] = {}
 
     def get(self, name: str) -> ModuleType:
         """Return the entry's module.
@@ -26,10 +27,13 @@ class Registry:
         Raises:
             ConfigError: there is no such entry; the nearest names are offered.
         """
+        if name in self._imported:
+            return self._imported[name]  # layers ask in every forward pass
         key = name.replace("-", "_")
         if key not in self.names:
             raise ConfigError(
                 f"unknown {self.noun} {name!r}; known are {', '.join(self.names)}."
                 + did_you_mean(key, self.names)
             )
-        return importlib.import_module(f"{self.package}.{key}")
+        self._imported[name] = importlib.import_module(f"{self.package}.{key}")
+        return self._imported[name]

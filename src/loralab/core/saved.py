@@ -1,16 +1,51 @@
-"""A module that is trained in full beside an adapter (`modules_to_save`)."""
+"""What is trained beside an adapter's factors: modules in full (`modules_to_save`)."""
 
 import copy
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from loralab.core.layers.base import Activation
+from loralab.core.layers.activation import Activation
+from loralab.core.layers.switchable import Switchable
 
-__all__ = ["ModulesToSaveWrapper"]
+__all__ = ["AuxiliaryTrainingWrapper", "ModulesToSaveWrapper"]
+
+_CHILDREN = ("modules_to_save", "token_adapter")
 
 
-class ModulesToSaveWrapper(nn.Module):
+class AuxiliaryTrainingWrapper(Switchable):
+    """A wrapper around a module of the base that is trained otherwise than by factors A and B."""
+
+    @property
+    @abstractmethod
+    def shown(self) -> nn.Module:
+        """The module that runs now."""
+
+    def __getattr__(self, name: str) -> Any:
+        """What the wrapper does not have itself, the module that runs answers: models read sizes there."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__") or name in ("_activation", "original_module", *_CHILDREN):
+                raise
+            return getattr(self.shown, name)
+
+    @abstractmethod
+    def delete_adapter(self, name: str) -> None:
+        """Forget an adapter; one that is not there is no fault."""
+
+    @abstractmethod
+    def adapter_state_dict_load_map(self, adapter_name: str) -> dict[str, str]:
+        """Return the names that an adapter's tensors have in this module, by their names in a file."""
+
+    @abstractmethod
+    def tensors(self, name: str) -> Mapping[str, Tensor]:
+        """Return an adapter's tensors by their names in a file; none if it does not train this module."""
+
+
+class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
     """The original module and one full copy of it for each adapter that trains it."""
 
     def __init__(self, original_module: nn.Module, activation: Activation) -> None:
@@ -19,27 +54,32 @@ class ModulesToSaveWrapper(nn.Module):
         self.modules_to_save = nn.ModuleDict()
         self._activation = activation
 
-    def add_adapter(self, name: str, trains: bool) -> None:
-        """Copy the original module for an adapter."""
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(self.modules_to_save)
+
+    def add_adapter(self, name: str, trains: bool, tied: nn.Module | None = None) -> None:
+        """Copy the original module for an adapter; its weight is that of `tied`, if given."""
         self.modules_to_save[name] = copy.deepcopy(self.original_module).requires_grad_(trains)
+        if tied is not None:
+            self.modules_to_save[name].weight = tied.weight
 
     def delete_adapter(self, name: str) -> None:
-        """Forget an adapter's copy; one that is not there is no fault."""
         if name in self.modules_to_save:
             del self.modules_to_save[name]
 
     def train_adapter(self, name: str, trains: bool) -> None:
-        """Set whether an adapter's copy gets gradients."""
         if name in self.modules_to_save:
             self.modules_to_save[name].requires_grad_(trains)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Return the copy's parameters and buffers under their own names; none if the adapter has no copy."""
         return self.modules_to_save[name].state_dict() if name in self.modules_to_save else {}
+
+    def adapter_state_dict_load_map(self, adapter_name: str) -> dict[str, str]:
+        return {key: f"modules_to_save.{adapter_name}.{key}" for key in self.tensors(adapter_name)}
 
     @property
     def shown(self) -> nn.Module:
-        """The module that runs now."""
         if self._activation.enabled and self._activation.rows is None:
             for name in self._activation.names:
                 if name in self.modules_to_save:

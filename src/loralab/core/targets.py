@@ -1,6 +1,7 @@
 """Which modules of a model to adapt."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -8,10 +9,10 @@ from torch import nn
 
 from loralab.core.config import LoraConfig
 from loralab.core.layers import LoraLayer, is_linear
-from loralab.core.saved import ModulesToSaveWrapper
+from loralab.core.saved import AuxiliaryTrainingWrapper
 from loralab.errors import TargetError, did_you_mean
 
-__all__ = ["PRESETS", "Targets", "find_targets", "shorten", "walk"]
+__all__ = ["PRESETS", "Targets", "find_parameters", "find_targets", "original", "replace", "shorten", "walk"]
 
 _BY_TARGETS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("q_proj", "v_proj"): (
@@ -27,8 +28,16 @@ _BY_TARGETS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("query_proj", "value_proj"): ("deberta-v2",),
     ("Wqkv",): ("mpt",),
     ("q_proj", "v_proj", "fc1", "fc2"): ("phi",),
+    ("q", "v", "q_proj", "v_proj"): ("blip-2",),
+    ("c_attn", "c_proj"): ("btlm",),
+    ("k_proj", "o_proj", "q_proj", "v_proj"): ("nemotron_h",),
+    ("key", "output", "receptance", "value"): ("rwkv",),
+    ("k_proj", "key", "o_proj", "r_proj", "v_proj", "value"): ("rwkv7",),
 }
-DEFAULT_TARGETS = {kind: names for names, kinds in _BY_TARGETS.items() for kind in kinds}
+DEFAULT_TARGETS: dict[str, tuple[str, ...] | str] = {
+    **{kind: names for names, kinds in _BY_TARGETS.items() for kind in kinds},
+    "gemma4": r".*language_model\..*\.(q_proj|v_proj)",
+}
 """What ``target_modules=None`` means by model type: PEFT's table, for scripts that come from there."""
 
 
@@ -65,6 +74,8 @@ def find_targets(model: nn.Module, config: LoraConfig) -> Targets:
     """
     modules = dict(walk(model))
     wanted = _wanted(model, config)
+    if not wanted and _beside(config):
+        return Targets((), ())
     if isinstance(wanted, str) and wanted in PRESETS:
         head = _output_head(model)
         choose = PRESETS[wanted]
@@ -83,39 +94,103 @@ def find_targets(model: nn.Module, config: LoraConfig) -> Targets:
     return Targets(tuple(paths), unmatched)
 
 
+def find_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tuple[str, ...]]:
+    """Return what `target_parameters` names: by module path, its parameters in the order of registration.
+
+    Raises:
+        TargetError: an entry matches no parameter, or one of the model itself.
+    """
+    wanted = config.target_parameters
+    if not wanted:
+        return {}
+    found: dict[str, tuple[str, ...]] = {}
+    matched: set[str] = set()
+    known: set[str] = set()
+    for path, module in [("", model), *walk(model)]:
+        names = [name for name, _ in module.named_parameters(recurse=False)]
+        full = {name: f"{path}.{name}" if path else name for name in names}
+        known.update(full.values())
+        chosen = tuple(name for name in names if _named(full[name], wanted))
+        matched.update(entry for entry in wanted for name in chosen if _named(full[name], {entry}))
+        if chosen and not path:
+            raise TargetError(
+                f"target_parameters: {chosen[0]!r} is a parameter of the whole model; only those of modules "
+                "inside it can be adapted."
+            )
+        if chosen:
+            found[path] = chosen
+    unmatched = [entry for entry in wanted if entry not in matched]
+    if unmatched:
+        leaves = sorted({name.rpartition(".")[2] for name in known})
+        raise TargetError(
+            f"target_parameters: {unmatched[0]!r} matches no parameter of this model."
+            + did_you_mean(unmatched[0].rpartition(".")[2], leaves)
+        )
+    return found
+
+
 def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield (path, module) below `model` as its author built it: an adapted layer shows its base layer.
+    """Yield (path, module) below `model` as its author built it: an adapted module shows the original.
 
     A module that stands in several places is yielded for the first one.
     """
     seen: set[int] = set()
+    waiting = _children(model, "")
+    while waiting:
+        path, child = waiting.pop()
+        if id(child) in seen:
+            continue
+        seen.add(id(child))
+        module = original(child)
+        yield path, module
+        waiting += _children(module, f"{path}.")
 
-    def below(parent: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-        for name, child in parent.named_children():
-            if id(child) in seen:
+
+def _children(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
+    """Return the children with their paths, the last one first."""
+    children = reversed(module._modules.items())
+    return [(f"{prefix}{name}", child) for name, child in children if child is not None]
+
+
+def original(module: nn.Module) -> nn.Module:
+    """Return the module as its author built it, which may be `module` itself."""
+    while True:
+        if isinstance(module, LoraLayer):
+            module = module.holder
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            module = module.original_module
+        else:
+            return module
+
+
+def replace(model: nn.Module, swaps: Mapping[int, nn.Module]) -> None:
+    """Put other modules in the place of those with these ids, wherever they stand."""
+    seen: set[int] = set()
+
+    def below(parent: nn.Module) -> None:
+        # Not named_children(), which passes over a module that stands twice in one parent.
+        for name, child in list(parent._modules.items()):
+            if child is None:
                 continue
-            seen.add(id(child))
-            path = f"{prefix}{name}"
-            if isinstance(child, LoraLayer):
-                yield path, child.base_layer
-            elif isinstance(child, ModulesToSaveWrapper):
-                yield path, child.original_module
-            else:
-                yield path, child
-                yield from below(child, f"{path}.")
+            if id(child) in swaps:
+                setattr(parent, name, swaps[id(child)])
+            if id(child) not in seen:
+                seen.add(id(child))
+                below(original(child))
 
-    yield from below(model, "")
+    below(model)
 
 
 def shorten(paths: Collection[str], all_paths: Collection[str]) -> set[str]:
     """Return the shortest set of name endings that matches exactly `paths` among `all_paths`."""
-    chosen = set(paths)
-    short: set[str] = set()
-    for path in sorted(chosen):
+
+    def endings(path: str) -> list[str]:
         parts = path.split(".")
-        endings = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
-        short.add(next((e for e in endings if all(p in chosen for p in all_paths if _named(p, {e}))), path))
-    return short
+        return [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+
+    chosen = Counter(ending for path in paths for ending in endings(path))
+    everywhere = Counter(ending for path in all_paths for ending in endings(path))
+    return {next((e for e in endings(p) if chosen[e] == everywhere[e]), p) for p in paths}
 
 
 def _wanted(model: nn.Module, config: LoraConfig) -> str | Collection[str]:
@@ -123,11 +198,19 @@ def _wanted(model: nn.Module, config: LoraConfig) -> str | Collection[str]:
         return config.target_modules
     kind = _model_type(model)
     if kind in DEFAULT_TARGETS:
-        return set(DEFAULT_TARGETS[kind])
+        names = DEFAULT_TARGETS[kind]
+        return names if isinstance(names, str) else set(names)
+    if _beside(config):
+        return set()
     raise TargetError(
         f"target_modules is not set and there is no default for a model of type {kind!r}; "
         "set target_modules='all-linear', or name the modules."
     )
+
+
+def _beside(config: LoraConfig) -> bool:
+    """Return whether the adapter changes something although no module is targeted."""
+    return bool(config.target_parameters or config.trainable_token_indices or config.modules_to_save)
 
 
 def _model_type(model: nn.Module) -> str | None:
@@ -141,16 +224,14 @@ def _output_head(model: nn.Module) -> nn.Module | None:
     """Return what turns hidden states into the task's scores; presets leave it alone, as PEFT does."""
     finder = getattr(model, "get_output_embeddings", None)
     head: nn.Module | None = finder() if callable(finder) else None
-    if isinstance(head, LoraLayer):
-        head = head.base_layer
     if head is None:
         heads = [getattr(model, name, None) for name in ("score", "classifier", "qa_outputs")]
         head = next((h for h in heads if isinstance(h, nn.Module)), None)
-    return head
+    return None if head is None else original(head)
 
 
 def _named(path: str, names: Collection[str]) -> bool:
-    return any(path == name or path.endswith(f".{name}") for name in names)
+    return f".{path}".endswith(tuple(f".{name}" for name in names))
 
 
 def _fullmatch(pattern: str, path: str) -> bool:

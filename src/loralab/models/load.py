@@ -2,25 +2,22 @@
 
 import os
 import re
-import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from textwrap import shorten
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
-from huggingface_hub import is_offline_mode, try_to_load_from_cache
-from huggingface_hub.constants import ENDPOINT
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from loralab.errors import ModelError, did_you_mean
+from loralab.hub import hub_answers
 from loralab.models.demo import BASE as DEMO_BASE
 from loralab.models.hardware import choose_device, choose_dtype
+from loralab.models.quantize import quantization, spare_odd_shapes
 from loralab.models.quiet import quiet
 
 __all__ = ["DEMO", "BaseModel", "load_base", "load_tokenizer"]
@@ -43,35 +40,49 @@ class BaseModel:
     device: torch.device
 
 
-def load_base(name: str, dtype: str = "auto", *, allow_pickle: bool = False) -> BaseModel:
+def load_base(
+    name: str, dtype: str = "auto", *, allow_pickle: bool = False, quantize: str | None = None
+) -> BaseModel:
     """Return the causal language model `name` (a folder, a hub id, or "demo") with its tokenizer.
 
-    `dtype` is "auto", a dtype's name, or "stored" for that of the files.
+    `dtype` is "auto", a dtype's name, or "stored" for that of the files. `quantize` is "nf4" or "int8": the
+    linear layers but the last are kept in 4 or 8 bits (bitsandbytes), and compute in the dtype.
 
     Raises:
-        ModelError: no such model, a file is missing or damaged, or its weights are a pickle.
-        ConfigError: no dtype of that name.
+        ModelError: no such model, a file is missing or damaged, its weights are a pickle, or they are to be
+            quantized and are so already.
+        ConfigError: no dtype or quantization of that name, or bitsandbytes is not installed.
     """
     device = choose_device()
     where = _resolve(name)
     _check_folder(where, allow_pickle)
-    width = getattr(load_config(name), "hidden_size", None) or sys.maxsize
-    wanted = "auto" if dtype == "stored" else choose_dtype(dtype, device, width)
+    config = load_config(name)
+    width = getattr(config, "hidden_size", None) or sys.maxsize
+    stored: torch.dtype = getattr(config, "dtype", None) or torch.float32
+    compute = stored if dtype == "stored" else choose_dtype(dtype, device, width)
+    how: dict[str, Any] = {"dtype": "auto" if dtype == "stored" else compute}
+    if quantize is not None:
+        if getattr(config, "quantization_config", None) is not None:
+            raise ModelError(f"{name}: its weights are stored quantized already; leave `quantize` out.")
+        how |= {"quantization_config": quantization(quantize, compute), "device_map": {"": device}}
     tokenizer = load_tokenizer(name)
     with quiet():
         model, found = _explained(
             name,
             lambda: AutoModelForCausalLM.from_pretrained(
                 where,
-                dtype=wanted,
                 use_safetensors=None if allow_pickle else True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **how,
             ),
         )
     _check_complete(name, found)
     model.name_or_path = model.config.name_or_path = name
-    return BaseModel(name, model.to(device).eval(), tokenizer, model.dtype, device)
+    if getattr(model, "hf_quantizer", None) is None:
+        model.to(device)  # Quantized weights were put there as they came.
+    spare_odd_shapes(model)
+    return BaseModel(name, model.eval(), tokenizer, model.dtype, model.device)
 
 
 def load_tokenizer(name: str) -> Any:
@@ -113,23 +124,9 @@ def _resolve(name: str) -> str:
         raise ModelError(
             f"{name}: no such folder; --model takes a folder, a hub id like 'org/name', or 'demo'."
         )
-    if not _hub_answers(name):
+    if not hub_answers(name, "config.json"):
         raise _nowhere(name, " (the hub could not be reached)")
     return name
-
-
-def _hub_answers(name: str) -> bool:
-    """Return whether the hub can be asked, or need not be: its own client would try for half a minute."""
-    if is_offline_mode() or isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return True
-    url = urlsplit(ENDPOINT)
-    if getproxies().get(url.scheme):
-        return True
-    try:
-        socket.create_connection((url.hostname or "", url.port or 443), timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 def _nowhere(name: str, why: str = "") -> ModelError:

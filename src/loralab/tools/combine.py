@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 
 from loralab.core.adapter import Adapter
+from loralab.core.combine import Term, mixed_bias, mixed_factors, mixed_spectrum, side_by_side
 from loralab.core.config import LoraConfig
-from loralab.core.svd import Cut, LowRank, leading_svd, product_svd
+from loralab.core.derived import joint_targets
+from loralab.core.mixing import MIXES, Mix, sign_conflict
+from loralab.core.svd import product_svd
 from loralab.errors import AdapterError, ConfigError, did_you_mean
-from loralab.tools.mixing import MIXES, sign_conflict
-from loralab.tools.parts import Part, assemble, joint_targets, parts_of, rest_of
+from loralab.tools.parts import Part, assemble, parts_of, rest_of
 
 __all__ = ["METHODS", "Combined", "CombinedLayer", "combine"]
 
 METHODS = ("exact", "concatenate", "factors", *MIXES)
+_BIAS = ".lora_B.bias"
 
 
 @dataclass(frozen=True)
@@ -64,19 +67,22 @@ def combine(
         factors: A's and B's summed apart, each times sqrt(weight * scaling): PEFT's "linear". It is not the
             sum of the deltas, B1 A2 and B2 A1 get in; `distance` says by how much. Ranks must be equal.
         ties, dare, dare_ties, magnitude_prune: the deltas pruned to `density` and mixed entry by entry (see
-            `mixing`), then cut to rank `r` (by default the sum of the ranks), which is not without loss.
+            `Mix`), then cut to rank `r` (by default the sum of the ranks), which is not without loss.
+
+    Biases of B are mixed alike.
 
     Raises:
         ConfigError: an unknown method, a number that does not fit it, or not one weight for each adapter.
         AdapterError: the adapters cannot be combined; says which, and why.
     """
     _check(adapters, weights, method, r, density)
+    generator = torch.Generator().manual_seed(seed)
+    mix = Mix(method if method in MIXES else "sum", density, generator=generator)
     parts = {name: parts_of(adapter, f"combine {name!r}") for name, adapter in adapters.items()}
     rest = _common_rest(adapters)
     config = _common_config(adapters)
     paths = list(dict.fromkeys(path for found in parts.values() for path in found))
     factors, layers = {}, []
-    generator = torch.Generator().manual_seed(seed)
     for path in paths:
         here = [
             (name, parts[name][path], w)
@@ -84,68 +90,43 @@ def combine(
             if path in parts[name]
         ]
         _check_shapes(path, [(name, part) for name, part, _ in here])
-        terms = [(part, weight) for _, part, weight in here]
-        a_RI, b_OR, error = _mixed(terms, method, r, density, generator)
-        dtype = terms[0][0].factors.a_RI.dtype
-        factors[path] = (terms[0][0].place, a_RI.to(dtype), b_OR.to(dtype))
+        terms: list[Term] = [(part.factors, weight) for _, part, weight in here]
+        a_RI, b_OR, error = _combined(terms, method, r, mix)
+        place, dtype = here[0][1].place, terms[0][0].a_RI.dtype
+        factors[path] = (place, a_RI.to(dtype), b_OR.to(dtype))
         layers.append(_layer(path, terms, factors[path][1:], error))
+        if config.lora_bias:
+            biases = [adapters[name].tensors.get(path + _BIAS) for name, _, _ in here]
+            rest[path + _BIAS] = _bias(path, here[0][1], terms, biases, mix)
     targets = joint_targets([adapter.config for adapter in adapters.values()], paths)
     return Combined(assemble(config, factors, rest, targets), tuple(layers))
 
 
-def _mixed(
-    terms: Sequence[tuple[Part, float]],
-    method: str,
-    r: int | None,
-    density: float | None,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor, float]:
+def _combined(terms: Sequence[Term], method: str, r: int | None, mix: Mix) -> tuple[Tensor, Tensor, float]:
     """Return (a_RI, b_OR, the relative error made by cutting)."""
     if method == "factors":
-        return (*_summed_factors(terms), 0.0)
+        return (*mixed_factors(terms, mix), 0.0)
     if method == "concatenate":
-        return (*_side_by_side(terms), 0.0)
-    if method == "exact":
-        spectrum = product_svd(*_side_by_side(terms))
-        return _cut(spectrum, r or max(1, spectrum.numerical_rank))
-    deltas = [part.factors.product() for part, _ in terms]
-    mixed_OI = MIXES[method](deltas, [weight for _, weight in terms], density or 1.0, generator)
-    return _cut(leading_svd(mixed_OI, Cut(r or sum(part.factors.rank for part, _ in terms))), None)
+        return (*side_by_side(terms), 0.0)
+    spectrum = mixed_spectrum(terms, mix, r)
+    return (*spectrum.factors(), spectrum.error)
 
 
-def _cut(spectrum: LowRank, rank: int | None) -> tuple[Tensor, Tensor, float]:
-    kept = spectrum if rank is None else spectrum.cut(rank)
-    return (*kept.factors(), kept.error)
+def _bias(path: str, part: Part, terms: Sequence[Term], biases: Sequence[Tensor | None], mix: Mix) -> Tensor:
+    if part.place.lookup:
+        raise AdapterError(f"{path!r} is an embedding, which cannot have the lora_bias of the others.")
+    if any(bias is not None for bias in biases):
+        return mixed_bias(terms, biases, mix)
+    return torch.zeros(part.shape[0], dtype=part.factors.b_OR.dtype)
 
 
-def _side_by_side(terms: Sequence[tuple[Part, float]]) -> tuple[Tensor, Tensor]:
-    """Return factors of the weighted sum: [w1 s1 B1, w2 s2 B2] [A1; A2] = w1 s1 B1 A1 + w2 s2 B2 A2."""
-    a_RI = torch.cat([part.factors.a_RI.detach().double() for part, _ in terms])
-    b_OR = torch.cat(
-        [part.factors.b_OR.detach().double() * (w * part.factors.scaling) for part, w in terms], dim=1
-    )
-    return a_RI, b_OR
-
-
-def _summed_factors(terms: Sequence[tuple[Part, float]]) -> tuple[Tensor, Tensor]:
-    scales = [weight * part.factors.scaling for part, weight in terms]
-    a = [
-        p.factors.a_RI.double() * math.copysign(math.sqrt(abs(s)), s)
-        for (p, _), s in zip(terms, scales, strict=True)
-    ]
-    b = [p.factors.b_OR.double() * math.sqrt(abs(s)) for (p, _), s in zip(terms, scales, strict=True)]
-    return torch.stack(a).sum(0), torch.stack(b).sum(0)
-
-
-def _layer(
-    path: str, terms: Sequence[tuple[Part, float]], written: tuple[Tensor, Tensor], error: float
-) -> CombinedLayer:
-    a_true, b_true = _side_by_side(terms)
+def _layer(path: str, terms: Sequence[Term], written: tuple[Tensor, Tensor], error: float) -> CombinedLayer:
+    a_true, b_true = side_by_side(terms)
     a_RI, b_OR = (factor.double() for factor in written)
     true = product_svd(a_true, b_true).norm
     between = product_svd(torch.cat([a_true, a_RI]), torch.cat([b_true, -b_OR], dim=1)).norm
     distance = between / true if true else float(between > 0)
-    factors = [dataclasses.replace(p.factors, scaling=p.factors.scaling * w) for p, w in terms]
+    factors = [dataclasses.replace(f, scaling=f.scaling * weight) for f, weight in terms]
     pairs = [(one, two) for i, one in enumerate(factors) for two in factors[i + 1 :]]
     cosines = [one.cosine(two) for one, two in pairs]
     cosine = sum(cosines) / len(cosines) if cosines else 1.0
@@ -169,11 +150,8 @@ def _check(
         raise ConfigError(f"weights are {list(weights)}; expected numbers, not all of them 0.")
     if r is not None and (r < 1 or method in ("concatenate", "factors")):
         raise ConfigError(f"r is {r}; method {method!r} {'needs 1 or more' if r < 1 else 'sets it itself'}.")
-    if (density is not None) != (method in MIXES):
-        which = "needs a density, the share of entries kept" if method in MIXES else "has no density"
-        raise ConfigError(f"method {method!r} {which}.")
-    if density is not None and not 0 < density <= 1:
-        raise ConfigError(f"density is {density}; expected a share above 0, up to 1.")
+    if density is not None and method not in MIXES:
+        raise ConfigError(f"method {method!r} has no density.")
     if method == "factors":
         ranks = {name: {f.rank for f in a.modules().values()} for name, a in adapters.items()}
         if len(set().union(*ranks.values())) > 1:
@@ -193,14 +171,17 @@ def _check_shapes(path: str, here: Sequence[tuple[str, Part]]) -> None:
 
 def _common_rest(adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
     """Return the tensors that are no factors, which all must have alike: there is no sum of them."""
-    rests = {name: rest_of(adapter) for name, adapter in adapters.items()}
+    rests = {
+        name: {key: t for key, t in rest_of(adapter).items() if not key.endswith(_BIAS)}
+        for name, adapter in adapters.items()
+    }
     (first, common), *others = rests.items()
     for name, rest in rests.items():
         for key in rest:
-            if key.endswith(("lora_magnitude_vector", ".lora_B.bias")):
-                kind = "a DoRA magnitude" if key.endswith("vector") else "a bias of B"
+            if key.endswith(".lora_magnitude_vector"):
                 raise AdapterError(
-                    f"{name!r} has {kind}, {key}: its delta is no product B A and cannot be summed."
+                    f"{name!r} has a DoRA magnitude, {key}: its delta is no product B A and cannot be "
+                    "summed. Merge it with 'loralab export merged' and extract a plain adapter from that."
                 )
     for name, rest in others:
         for key in common.keys() | rest.keys():
@@ -232,4 +213,7 @@ def _common_config(adapters: Mapping[str, Adapter]) -> LoraConfig:
         (a.config.base_model_name_or_path for a in adapters.values() if a.config.base_model_name_or_path),
         None,
     )
-    return dataclasses.replace(config, base_model_name_or_path=base, init_lora_weights=True)
+    lora_bias = any(adapter.config.lora_bias for adapter in adapters.values())
+    return dataclasses.replace(
+        config, base_model_name_or_path=base, init_lora_weights=True, lora_bias=lora_bias
+    )

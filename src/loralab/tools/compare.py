@@ -3,6 +3,7 @@
 Shape key: I in, O out, R rank.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -12,9 +13,7 @@ from torch import Tensor
 from loralab.core.adapter import Adapter, Factors
 from loralab.core.svd import LowRank, product_svd
 from loralab.errors import AdapterError
-from loralab.tools.describe import place_in_grid
 from loralab.tools.parts import parts_of
-from loralab.tools.picture import heat_map
 
 __all__ = ["ComparedLayer", "Comparison", "Subspaces", "compare", "principal_angles"]
 
@@ -43,6 +42,8 @@ class ComparedLayer:
     """What the deltas write: the column spaces, in [O]."""
     rows: Subspaces
     """What they read: the row spaces, in [I]."""
+    magnitude: float | None = None
+    """|m1 - m2| / |m1| of DoRA's row lengths; None unless both adapters have them."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,11 @@ class Comparison:
     cosine: float
     """Of all deltas together; a module that one adapter lacks counts as zero there."""
 
-    def plot(self, title: str) -> str:
-        """Return an SVG heat map of the cosines, blocks down and modules across."""
-        cells = {place_in_grid(layer.module): layer.cosine for layer in self.layers}
-        return heat_map(cells, title, -1, 1)
-
 
 def compare(one: Adapter, two: Adapter) -> Comparison:
     """Return how two adapters agree, module by module, all of it in factor space.
+
+    Of DoRA adapters the products B A are compared, and the magnitudes by themselves.
 
     Raises:
         AdapterError: they have no module in common, or one has another shape: they are of different bases.
@@ -75,7 +73,10 @@ def compare(one: Adapter, two: Adapter) -> Comparison:
             f"the adapters have no module in common: one has {next(iter(first))!r}, the other "
             f"{next(iter(second))!r}."
         )
-    layers = tuple(_layer(path, first[path], second[path]) for path in common)
+    layers = tuple(
+        dataclasses.replace(_layer(path, first[path], second[path]), magnitude=_magnitude(path, one, two))
+        for path in common
+    )
     norms = _total(first), _total(second)
     inner = sum(first[path].inner(second[path]) for path in common)
     cosine = inner / (norms[0] * norms[1]) if norms[0] and norms[1] else 0.0
@@ -120,6 +121,14 @@ def _layer(path: str, one: Factors, two: Factors) -> ComparedLayer:
         _subspaces(first.u_OR, second.u_OR),
         _subspaces(first.v_RI.t(), second.v_RI.t()),
     )
+
+
+def _magnitude(path: str, one: Adapter, two: Adapter) -> float | None:
+    vectors = [adapter.tensors.get(f"{path}.lora_magnitude_vector") for adapter in (one, two)]
+    first, second = (None if vector is None else vector.double().flatten() for vector in vectors)
+    if first is None or second is None:
+        return None
+    return float((first - second).norm() / first.norm()) if first.any() else 0.0
 
 
 def _spectrum(factors: Factors) -> LowRank:

@@ -14,12 +14,12 @@ from torch import Tensor
 from loralab.adapters import read_adapter, write_adapter
 from loralab.adapters.peft_format import CONFIG_FILE
 from loralab.core.adapter import Adapter
+from loralab.core.derived import with_scales
 from loralab.errors import AdapterError, ConfigError, did_you_mean
 from loralab.files import write_file
 from loralab.tools.checkpoint import Checkpoint, find_checkpoint
 from loralab.tools.formats import REGISTRY, detect
 from loralab.tools.formats._build import Hints
-from loralab.tools.parts import with_scales
 
 __all__ = ["COMPONENTS", "Source", "read_any", "with_component", "write_any"]
 

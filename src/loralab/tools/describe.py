@@ -1,16 +1,15 @@
 """What an adapter's deltas look like: their norms, spectra and effective ranks."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from loralab.core.adapter import Adapter
 from loralab.core.svd import product_svd
-from loralab.tools.picture import curves
 
-__all__ = ["Description", "describe", "entropy_rank", "place_in_grid", "plot_spectra", "stable_rank"]
+__all__ = ["Description", "describe", "entropy_rank", "place_in_grid", "stable_rank"]
 
 _BLOCK = re.compile(r"^(?:.*?\.)?([^.]+\.\d+)\.(.+)$")
 
@@ -25,21 +24,28 @@ class Description:
     out: int
     scaling: float
     norm: float | None
-    """The Frobenius norm; None for a layer whose factors are grouped and have no product."""
+    """The Frobenius norm of B A with its scaling; None where the factors are grouped and have no product."""
     spectrum: tuple[float, ...]
     """The singular values, largest first; empty where there is no product."""
     stable_rank: float
     entropy_rank: float
+    magnitude: float | None = None
+    """The norm of DoRA's vector of row lengths; None without DoRA."""
 
 
 def describe(adapter: Adapter) -> tuple[Description, ...]:
-    """Return a description of every module's delta, its spectrum computed in factor space."""
+    """Return a description of every module's delta, its spectrum computed in factor space.
+
+    Of a DoRA adapter it is B A that is described; the whole delta depends on the base.
+    """
     found = []
     for path, factors in adapter.modules().items():
         spectrum: tuple[float, ...] = ()
-        if factors.b_OR.shape[1] == factors.rank:
+        experts = adapter.config.target_parameters and factors.rank != adapter.config.rank_of(path)
+        if factors.b_OR.shape[1] == factors.rank and not experts:
             s_R = product_svd(factors.a_RI, factors.b_OR, factors.scaling).s_R
             spectrum = tuple(s_R.tolist())
+        magnitude = adapter.tensors.get(f"{path}.lora_magnitude_vector")
         found.append(
             Description(
                 path,
@@ -51,6 +57,7 @@ def describe(adapter: Adapter) -> tuple[Description, ...]:
                 spectrum,
                 stable_rank(spectrum),
                 entropy_rank(spectrum),
+                None if magnitude is None else float(magnitude.double().norm()),
             )
         )
     return tuple(found)
@@ -75,14 +82,6 @@ def entropy_rank(spectrum: Sequence[float]) -> float:
         return 0.0
     p = s[s > 0] / s.sum()
     return float(torch.exp(-(p * p.log()).sum()))
-
-
-def plot_spectra(layers: Iterable[Description], title: str) -> str:
-    """Return an SVG of every module's singular values, coloured by the module's last name."""
-    groups: dict[str, list[tuple[float, ...]]] = {}
-    for layer in layers:
-        groups.setdefault(layer.module.rpartition(".")[2], []).append(layer.spectrum)
-    return curves(groups, title, "number of the singular value", "singular value")
 
 
 def place_in_grid(path: str) -> tuple[str, str]:

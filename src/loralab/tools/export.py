@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loralab.core.adapter import Adapter
+from loralab.core.algebra import wide
+from loralab.core.variants import State, find_variant
 from loralab.errors import AdapterError, ConfigError
 from loralab.files import new_folder, write_json
 from loralab.tools.checkpoint import INDEX_FILE, Checkpoint, find_checkpoint
@@ -23,6 +25,7 @@ __all__ = ["Exported", "MergedLayer", "export_merged"]
 
 _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _BASE_BIAS = ".base_layer.bias"
+_B_BIAS = ".lora_B.bias"
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,10 @@ def export_merged(
 ) -> Exported:
     """Write the base model with `adapter` merged into its weights, its tokenizer and configs beside them.
 
-    Each weight is W + scaling * B A, added in float32 and rounded once to `dtype` (by default its own). One
-    of the base's files is in memory at a time and no model is built, until `check` loads the result and the
-    base with the live adapter and compares their logits; the folder appears only if they agree.
+    Each weight is what the adapter makes of it, W + scaling * B A or DoRA's m (W + scaling * B A) / |...|,
+    computed in float32 and rounded once to `dtype` (by default its own); biases of B are added to the base's.
+    One of the base's files is in memory at a time and no model is built, until `check` loads the result and
+    the base with the live adapter and compares their logits; the folder appears only if they agree.
 
     Raises:
         ModelError: the base cannot be read.
@@ -91,8 +95,8 @@ def export_merged(
 class _Plan:
     """What is to be done to each stored tensor."""
 
-    added: dict[str, Callable[[], Tensor]]
-    """Deltas in the shapes of the stored tensors, made when they are needed."""
+    added: dict[str, Callable[[Tensor], Tensor]]
+    """By name, what makes of a stored tensor its delta, in its shape and in float32 or wider."""
     replaced: dict[str, Tensor]
     untied: tuple[str, str] | None
     """The names of (embedding, head), where the file has one tensor for both and the result needs two."""
@@ -109,20 +113,23 @@ class _Plan:
         if tied and touched.intersection(tied):
             untied = (f"{tied[0]}.weight", f"{tied[1]}.weight")
         names = set(checkpoint.tensors) | ({untied[1]} if untied else set())
-        added: dict[str, Callable[[], Tensor]] = {}
+        added: dict[str, Callable[[Tensor], Tensor]] = {}
         for path, part in parts.items():
             name = _find(f"{path}.weight", names, adapter)
             like = untied[0] if untied and name == untied[1] else name
             shape = checkpoint.tensors[like].shape
-            added[name] = _delta(part, path, shape, kind_of(name, shape, config) == "conv1d")
+            transposed = kind_of(name, shape, config) == "conv1d"
+            added[name] = _delta(adapter, part, path, shape, transposed)
         replaced = {}
+        own = tuple(f".{key}" for key in find_variant(adapter.config.variant).TENSORS)
         for key, tensor in rest_of(adapter).items():
-            if key.endswith(("lora_magnitude_vector", ".lora_B.bias")):
-                raise AdapterError(
-                    f"{key}: cannot be exported from files; use 'loralab merge', which loads the model."
-                )
-            wanted = key.removesuffix(_BASE_BIAS) + ".bias" if key.endswith(_BASE_BIAS) else key
-            replaced[_find(wanted, names, adapter)] = tensor
+            if key.endswith(_B_BIAS):
+                path = key.removesuffix(_B_BIAS)
+                name = _find(f"{path}.bias", names, adapter)
+                added[name] = _constant(tensor.to(wide(tensor.dtype)) * parts[path].factors.scaling)
+            elif not key.endswith(own):
+                wanted = key.removesuffix(_BASE_BIAS) + ".bias" if key.endswith(_BASE_BIAS) else key
+                replaced[_find(wanted, names, adapter)] = tensor
         return cls(added, replaced, untied)
 
     def apply(
@@ -134,10 +141,10 @@ class _Plan:
             tensor = self.replaced[name]
             if tensor.shape != weight.shape:
                 raise AdapterError(f"{name} is {list(tensor.shape)}, the base needs {list(weight.shape)}.")
-            return tensor.to(target).contiguous()
+            weight = tensor.contiguous()
         if name not in self.added:
             return weight.to(target)
-        delta = self.added[name]()
+        delta = self.added[name](weight)
         old = weight.to(delta.dtype)
         merged = (old + delta).to(target)
         if not torch.isfinite(merged).all():
@@ -148,7 +155,10 @@ class _Plan:
         return merged
 
 
-def _delta(part: Part, path: str, shape: tuple[int, ...], transposed: bool) -> Callable[[], Tensor]:
+def _delta(
+    adapter: Adapter, part: Part, path: str, shape: tuple[int, ...], transposed: bool
+) -> Callable[[Tensor], Tensor]:
+    """Return what makes of the base's weight its delta; both have `shape`."""
     turned = transposed or part.place.lookup
     rows, columns = reversed(part.shape) if turned else part.shape
     flat = (shape[0], torch.Size(shape[1:]).numel()) if shape else (0, 0)
@@ -157,12 +167,34 @@ def _delta(part: Part, path: str, shape: tuple[int, ...], transposed: bool) -> C
             f"{path}: the delta is {[rows, columns]}, the base's weight {list(shape)}. Was the adapter "
             "trained on another base?"
         )
+    variant = find_variant(adapter.config.variant)
+    missing = [key for key in variant.TENSORS if f"{path}.{key}" not in adapter.tensors]
+    if missing:
+        raise AdapterError(
+            f"{path}.{missing[0]} is missing from the adapter, which is {adapter.config.variant}."
+        )
+    factors = part.factors
 
-    def make() -> Tensor:
-        delta_OI = part.factors.product()
+    def make(weight: Tensor) -> Tensor:
+        flat_OI = weight.t() if turned else weight.flatten(1)
+        state = State(
+            sources=(weight, factors.a_RI, factors.b_OR),
+            dense=lambda: flat_OI,
+            a_RI=factors.a_RI,
+            b_OR=factors.b_OR,
+            scaling=factors.scaling,
+            extra={key: adapter.tensors[f"{path}.{key}"].flatten() for key in variant.TENSORS},
+            bias_O=None,
+            per_output=lambda vector_O: vector_O,
+        )
+        delta_OI: Tensor = variant.delta(state)
         return (delta_OI.t() if turned else delta_OI).reshape(shape)
 
     return make
+
+
+def _constant(delta: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda _: delta
 
 
 def _find(name: str, names: set[str], adapter: Adapter) -> str:

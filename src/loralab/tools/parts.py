@@ -4,30 +4,19 @@ Shape key: I in, O out, R rank.
 """
 
 import dataclasses
-import re
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from loralab.core.adapter import Adapter, Factors
 from loralab.core.config import LoraConfig
+from loralab.core.derived import with_scales
 from loralab.errors import AdapterError
 
-__all__ = [
-    "Part",
-    "Place",
-    "assemble",
-    "explicit_targets",
-    "joint_targets",
-    "parts_of",
-    "rest_of",
-    "with_scales",
-]
+__all__ = ["Part", "Place", "assemble", "parts_of", "rest_of"]
 
 _ENDINGS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
-_TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 _REWRITES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
@@ -66,10 +55,15 @@ def parts_of(adapter: Adapter, doing: str) -> dict[str, Part]:
     """Return the adapted modules by path.
 
     Raises:
-        AdapterError: the adapter has no factors; those of a module do not multiply (a grouped convolution);
-            or it was initialised by a method that also rewrote the base, so it means nothing by itself.
-            `doing` says in the message what was to be done.
+        AdapterError: the adapter has no factors; those of a module do not multiply (a grouped convolution)
+            or are those of many experts; or it was initialised by a method that also rewrote the base, so it
+            means nothing by itself. `doing` says in the message what was to be done.
     """
+    if adapter.config.target_parameters:
+        raise AdapterError(
+            f"cannot {doing}: target_parameters keep the factors of many experts in one tensor, which are no "
+            "product together."
+        )
     init = adapter.config.init_lora_weights
     if isinstance(init, str) and init.startswith(_REWRITES_BASE):
         raise AdapterError(
@@ -113,37 +107,3 @@ def assemble(
     for path, (place, a_RI, b_OR) in factors.items():
         tensors |= place.tensors(path, a_RI, b_OR)
     return Adapter(config, tensors)
-
-
-def with_scales(config: LoraConfig, scales: Mapping[str, tuple[int, float]]) -> LoraConfig:
-    """Return the config with the (rank, alpha) of each module: the commonest, and patterns for others."""
-    (rank, alpha), _ = Counter(scales.values()).most_common(1)[0]
-    # "^" holds a key to the whole path, for PEFT's readers too: one path may end another.
-    others = {f"^{re.escape(path)}": pair for path, pair in scales.items() if pair != (rank, alpha)}
-    return dataclasses.replace(
-        config,
-        r=rank,
-        lora_alpha=alpha,
-        rank_pattern={key: r for key, (r, _) in others.items() if r != rank},
-        alpha_pattern={key: a for key, (_, a) in others.items() if a != alpha},
-    )
-
-
-def explicit_targets(paths: Collection[str]) -> dict[str, object]:
-    """Return target fields that name each of `paths` in full."""
-    return dict.fromkeys(_TARGETS) | {"target_modules": set(paths)}
-
-
-def joint_targets(configs: Sequence[LoraConfig], paths: Collection[str]) -> dict[str, object]:
-    """Return target fields that stand for `paths`, all the modules that the configs target together.
-
-    The configs' own words where they can be joined, else the whole paths.
-    """
-    first = {name: getattr(configs[0], name) for name in _TARGETS}
-    if all({name: getattr(config, name) for name in _TARGETS} == first for config in configs):
-        return first
-    names = [c.target_modules for c in configs if not c.exclude_modules and c.layers_to_transform is None]
-    lists = [set(words) for words in names if isinstance(words, set | list)]
-    if len(lists) < len(configs):
-        return explicit_targets(paths)
-    return explicit_targets(set().union(*lists))

@@ -1,130 +1,200 @@
-"""Pictures as SVG text: curves and heat maps, drawn without a plotting library."""
+"""Pictures of adapters, drawn with matplotlib, which is an optional package: import this only for drawing."""
 
 import math
-from collections.abc import Mapping, Sequence
-from html import escape
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from statistics import median
 
-__all__ = ["curves", "heat_map"]
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-_COLOURS = ("#3b6fb6", "#d1495b", "#2e8b57", "#b8860b", "#7b5ea7", "#00798c", "#8d5524", "#5f6b6d")
-_WIDTH, _HEIGHT = 760, 420
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 190, 44, 52
-_CELL_WIDTH, _CELL_HEIGHT = 74, 22
-_FIFTHS = {number / 5: f"{number / 5:g}" for number in range(6)}
+from loralab.files import write_file
+from loralab.tools.compare import Comparison
+from loralab.tools.describe import Description, place_in_grid
+
+__all__ = ["adapter_figure", "comparison_figure", "curves_figure", "save"]
+
+# Okabe and Ito's colours, which people who confuse red and green tell apart.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8A6D3B")
+_STYLES = ("-", "--", ":")
+_LOOK = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "grid.color": "#DDDDDD",
+    "legend.frameon": False,
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "loralab",
+}
+_UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {"Software": None}}
+_MOST_NUMBERS = 600
+"""Above so many cells a heat map has colours only."""
 
 
-def curves(
+def adapter_figure(layers: Sequence[Description], title: str) -> Figure:
+    """Return an adapter at a glance: its singular values, and each delta's norm and stable rank."""
+    places = _places([layer.module for layer in layers])
+    width, height = _size(places)
+    width = max(8.5, 2 * width)
+    with matplotlib.rc_context(_LOOK):
+        figure = Figure(figsize=(width, 3.6 + height), layout="constrained")
+        figure.suptitle(title, fontsize=12)
+        top, bottom = figure.subfigures(2, 1, height_ratios=(3.6, height))
+        groups: dict[str, list[Sequence[float]]] = {}
+        for layer in layers:
+            groups.setdefault(layer.module.rpartition(".")[2], []).append(layer.spectrum)
+        _curves(top.subplots(), groups, "number of the singular value", "singular value", "log")
+        left, right = bottom.subplots(1, 2)
+        norms = [layer.norm or 0.0 for layer in layers]
+        _heat_map(left, dict(zip(places, norms, strict=True)), "norm |BA|", (0, max([*norms, 1e-30])))
+        stable = [layer.stable_rank for layer in layers]
+        _heat_map(right, dict(zip(places, stable, strict=True)), "stable rank", (1, max([*stable, 2])))
+    return figure
+
+
+def comparison_figure(comparison: Comparison, title: str) -> Figure:
+    """Return a heat map of the cosines between the deltas of two adapters."""
+    places = _places([layer.module for layer in comparison.layers])
+    cells = dict(zip(places, (layer.cosine for layer in comparison.layers), strict=True))
+    with matplotlib.rc_context(_LOOK):
+        figure = Figure(figsize=_size(list(cells)), layout="constrained")
+        _heat_map(figure.subplots(), cells, title, (-1, 1))
+    return figure
+
+
+def curves_figure(
+    groups: Mapping[str, Sequence[Sequence[float]]], title: str, x_label: str, y_label: str, scale: str
+) -> Figure:
+    """Return a picture of curves over 1, 2, 3 ..., see `_curves`."""
+    with matplotlib.rc_context(_LOOK):
+        figure = Figure(figsize=(6.5, 3.4), layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(title)
+        _curves(axes, groups, x_label, y_label, scale)
+    return figure
+
+
+def _curves(
+    axes: Axes,
     groups: Mapping[str, Sequence[Sequence[float]]],
-    title: str,
     x_label: str,
     y_label: str,
-    *,
-    linear: bool = False,
-) -> str:
-    """Return a picture of curves over 1, 2, 3 ...; each group has a colour and a name.
+    scale: str,
+) -> None:
+    """Draw curves over 1, 2, 3 ...; each group has a colour, its curves faint and their median strong.
 
-    The vertical axis is logarithmic, and numbers that are 0 or less end their curve; a `linear` one runs
-    from 0 to 1.
+    On a logarithmic axis a curve ends where it is no longer above 0.
     """
-    drawn = {
-        name: [list(curve) if linear else [math.log10(v) for v in _positive(curve)] for curve in lines]
-        for name, lines in groups.items()
-    }
-    bottom, top, ticks = (0.0, 1.0, _FIFTHS) if linear else _decades(drawn)
-    longest = max([len(curve) for lines in drawn.values() for curve in lines] or [1])
-    right, low = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-
-    def x(rank: int) -> float:
-        return _LEFT + (right - _LEFT) * (rank / max(1, longest - 1))
-
-    def y(value: float) -> float:
-        return low - (low - _TOP) * (max(value, bottom) - bottom) / (top - bottom)
-
-    parts = [_text(_LEFT, 24, title, "title")]
-    for place, label in ticks.items():
-        parts.append(f'<path class="grid" d="M{_LEFT} {y(place):.1f}H{right}"/>')
-        parts.append(_text(_LEFT - 8, y(place) + 4, label, "end"))
-    for rank in _ticks(longest):
-        parts.append(_text(x(rank - 1), low + 18, str(rank), "middle"))
-    for number, (name, lines) in enumerate(drawn.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
-        for curve in lines:
-            points = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in enumerate(curve) if v >= bottom)
-            parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-opacity="0.7"/>')
-        height = _TOP + 12 + 18 * number
-        parts.append(
-            f'<path d="M{right + 16} {height - 4}h18" stroke="{colour}" stroke-width="3"/>'
-            + _text(right + 40, height, name)
-        )
-    parts.append(_text((_LEFT + right) / 2, _HEIGHT - 12, x_label, "middle"))
-    parts.append(_text(-(_TOP + low) / 2, 18, y_label, "middle", 'transform="rotate(-90)"'))
-    height = max(_HEIGHT, _TOP + 30 + 18 * len(drawn))
-    return _svg(_WIDTH, height, parts)
+    keep: Callable[[float], bool] = (lambda v: v > 0) if scale == "log" else (lambda v: v == v)
+    styles = cycle((style, colour) for style in _STYLES for colour in _COLOURS)
+    drawn = False
+    for (name, found), (style, colour) in zip(groups.items(), styles, strict=False):
+        lines = [_until(line, keep) for line in found]
+        lines = [line for line in lines if line]
+        for line in lines:
+            axes.plot(range(1, len(line) + 1), line, style, color=colour, alpha=0.22, linewidth=0.8)
+        longest = max(map(len, lines), default=0)
+        middle = [median(line[i] for line in lines if len(line) > i) for i in range(longest)]
+        label = f"{name} ({len(found)})" if len(found) > 1 else name
+        strong = {"marker": "o", "markersize": 3, "zorder": 3, "label": label}
+        axes.plot(range(1, longest + 1), middle, style, color=colour, **strong)
+        drawn = drawn or longest > 0
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set_xlim(left=0.5)
+    axes.grid(True, axis="y")
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if drawn:
+        axes.set_yscale(scale)
+        if scale == "log":
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + (len(groups) - 1) // 16)
+    else:
+        axes.text(0.5, 0.5, "nothing above 0", ha="center", transform=axes.transAxes)
 
 
-def heat_map(cells: Mapping[tuple[str, str], float], title: str, low: float = 0.0, high: float = 1.0) -> str:
-    """Return a picture of numbers by (row, column), as colours between `low` and `high`; red is below 0.
+def _heat_map(
+    axes: Axes, cells: Mapping[tuple[str, str], float], title: str, ends: tuple[float, float]
+) -> None:
+    """Draw numbers by (row, column) as colours; each cell carries its number, a missing one stays empty.
 
-    Each cell carries its number; one that is missing stays empty.
+    `ends` are the values of the first and last colour; where they lie on both sides of 0, white is 0.
     """
-    rows = list(dict.fromkeys(row for row, _ in cells))
-    columns = list(dict.fromkeys(column for _, column in cells))
-    left = 16 + 7 * max([len(row) for row in rows] or [0])
-    top = 40 + 6 * max([len(column) for column in columns] or [0])
-    parts = [_text(12, 24, title, "title")]
-    for number, column in enumerate(columns):
-        place = left + _CELL_WIDTH * (number + 0.5)
-        parts.append(_text(place, top - 8, column, "", f'transform="rotate(-40 {place:.0f} {top - 8})"'))
-    for number, row in enumerate(rows):
-        parts.append(_text(left - 8, top + _CELL_HEIGHT * (number + 0.7), row, "end"))
+    rows, columns = _names(list(cells))
+    axes.set_title(title)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    colours = matplotlib.colormaps["PuOr" if ends[0] < 0 else "Blues"]
+    norm = Normalize(*ends)
+    axes.set(xlim=(0, max(1, len(columns))), ylim=(max(1, len(rows)), 0))
+    axes.set_xticks([i + 0.5 for i in range(len(columns))], columns, rotation=45, ha="right")
+    axes.set_yticks([i + 0.5 for i in range(len(rows))], rows)
+    if cells:
+        numbers = [[cells.get((row, column), math.nan) for column in columns] for row in rows]
+        image = axes.pcolormesh(numbers, cmap=colours, norm=norm, edgecolors="white", linewidth=1)
+        if len(cells) > _MOST_NUMBERS:
+            axes.figure.colorbar(image, ax=axes, aspect=50, pad=0.02)
+            return
     for (row, column), value in cells.items():
-        x, y = left + _CELL_WIDTH * columns.index(column), top + _CELL_HEIGHT * rows.index(row)
-        strength = min(1.0, abs(value) / max(abs(low), abs(high)))
-        parts.append(
-            f'<rect x="{x}" y="{y}" width="{_CELL_WIDTH - 2}" height="{_CELL_HEIGHT - 2}" '
-            f'fill="{_shade(strength, value < 0)}"/>'
-            + _text(x + _CELL_WIDTH / 2, y + 15, f"{value:.2f}", "dark" if strength < 0.6 else "light")
+        red, green, blue, _ = colours(norm(value))
+        ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
+        x, y = columns.index(column) + 0.5, rows.index(row) + 0.5
+        axes.text(x, y, _short(value), ha="center", va="center", fontsize=7, color=ink)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure in the format that the path's ending names; the same figure gives the same bytes.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    ending = path.suffix.lower()
+    with matplotlib.rc_context(_LOOK):
+        write_file(
+            path,
+            lambda file: figure.savefig(file, format=ending[1:], dpi=120, metadata=_UNDATED[ending]),
         )
-    width = left + _CELL_WIDTH * len(columns) + 60
-    return _svg(max(width, 24 + 8 * len(title)), top + _CELL_HEIGHT * len(rows) + 16, parts)
 
 
-def _svg(width: float, height: float, parts: Sequence[str]) -> str:
-    style = (
-        "text{font:12px system-ui,sans-serif;fill:#333}.title{font-size:15px;font-weight:600}"
-        ".end{text-anchor:end}.middle,.dark,.light{text-anchor:middle}.light{fill:#fff}.grid{stroke:#ddd}"
-    )
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}">'
-    ground = '<rect width="100%" height="100%" fill="#fff"/>'
-    return "\n".join([head, f"<style>{style}</style>", ground, *parts, "</svg>\n"])
+def _places(modules: Sequence[str]) -> list[tuple[str, str]]:
+    """Return a (row, column) for each module: its block, by its whole path if it must be, and its name."""
+    short = [place_in_grid(module) for module in modules]
+    if len(set(short)) == len(short):
+        return short
+    return [
+        (module.removesuffix(name).removesuffix("."), name)
+        for module, (_, name) in zip(modules, short, strict=True)
+    ]
 
 
-def _text(x: float, y: float, text: str, kind: str = "", more: str = "") -> str:
-    attributes = " ".join(part for part in (f'class="{kind}"' if kind else "", more) if part)
-    return f'<text x="{x:.1f}" y="{y:.1f}"{" " if attributes else ""}{attributes}>{escape(text)}</text>'
+def _names(places: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    """Return the names of the rows and columns of a heat map."""
+    return list(dict.fromkeys(row for row, _ in places)), list(dict.fromkeys(name for _, name in places))
 
 
-def _shade(strength: float, negative: bool) -> str:
-    full = (178, 40, 55) if negative else (24, 78, 140)
-    return "#" + "".join(f"{round(245 + (channel - 245) * strength):02x}" for channel in full)
+def _size(places: Sequence[tuple[str, str]]) -> tuple[float, float]:
+    """Return the width and height of a heat map, in inches."""
+    rows, columns = _names(places)
+    letters = [max(map(len, names), default=0) for names in (rows, columns)]
+    return max(4.2, 0.5 * len(columns) + 0.08 * letters[0] + 0.6), 0.28 * len(rows) + 0.055 * letters[1] + 0.6
 
 
-def _positive(curve: Sequence[float]) -> list[float]:
-    end = next((i for i, v in enumerate(curve) if not v > 0), len(curve))
-    return list(curve[:end])
+def _short(value: float) -> str:
+    if abs(value) >= 9999.5:
+        return f"{value:.1e}"
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
-def _decades(drawn: Mapping[str, Sequence[Sequence[float]]]) -> tuple[float, float, dict[float, str]]:
-    """Return the ends of an axis for these logarithms, at most eight decades apart, and its labels."""
-    values = [v for lines in drawn.values() for curve in lines for v in curve] or [0.0]
-    top = math.ceil(max(values))
-    bottom = max(min(math.floor(min(values)), top - 1), top - 8)
-    return bottom, top, {float(power): f"{10.0**power:g}" for power in range(bottom, top + 1)}
-
-
-def _ticks(longest: int) -> list[int]:
-    """Return up to about eight round numbers from 1 to `longest`."""
-    step = next((s * 10**p for p in range(9) for s in (1, 2, 5) if longest / (s * 10**p) <= 8), longest)
-    ticks = [1, *range(step if step > 1 else 2, longest + 1, step)]
-    return [one for one, two in pairwise([*ticks, longest + 2]) if two > one]
+def _until(line: Sequence[float], keep: Callable[[float], bool]) -> Sequence[float]:
+    end = next((i for i, value in enumerate(line) if not keep(value)), len(line))
+    return line[:end]

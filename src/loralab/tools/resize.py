@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from loralab.core.adapter import Adapter
+from loralab.core.derived import explicit_targets
 from loralab.core.svd import Cut, LowRank, product_svd
 from loralab.errors import ConfigError
-from loralab.tools.parts import Part, Place, assemble, explicit_targets, parts_of, rest_of
+from loralab.tools.parts import Part, Place, assemble, parts_of, rest_of
 
 __all__ = ["Resized", "ResizedLayer", "resize"]
 
@@ -55,8 +56,12 @@ def resize(
     next s^2 per byte of all modules, which loses the least in sum; a module that gets none is left out.
     Tensors that are no factors are kept. Scalings become 1; values keep their dtype.
 
+    Of a DoRA adapter, m (W + B A) / |W + B A|, B A is resized and m kept. The error is that of B A; the
+    rows keep their lengths m whatever is cut.
+
     Raises:
-        ConfigError: none or several of the four are given, or one is out of range or too small.
+        ConfigError: none or several of the four are given, or one is out of range or too small; or bytes
+            leave a module with no factors that has a magnitude or a bias of its own.
         AdapterError: the adapter cannot be taken apart, see `parts_of`.
     """
     if max_bytes is not None and any(given is not None for given in (r, energy, error)):
@@ -72,6 +77,7 @@ def resize(
         ranks = {path: cut.rank(spectrum) for path, spectrum in spectra.items()}
     else:
         ranks = _spend((max_bytes or 0) - sum(t.nbytes for t in rest.values()), parts, spectra)
+    _check_left(ranks, rest)
     kept = {path: spectra[path].cut(rank) for path, rank in ranks.items() if rank}
     factors = {path: _factors(parts[path], spectrum) for path, spectrum in kept.items()}
     targets = None if len(kept) == len(parts) else explicit_targets(kept)
@@ -112,6 +118,16 @@ def _spend(budget: int, parts: dict[str, Part], spectra: dict[str, LowRank]) -> 
             f"{cheapest!r}, takes {prices[cheapest]:,}."
         )
     return ranks
+
+
+def _check_left(ranks: dict[str, int], rest: dict[str, Tensor]) -> None:
+    for path in (path for path, rank in ranks.items() if not rank):
+        own = [key for key in rest if key in (f"{path}.lora_magnitude_vector", f"{path}.lora_B.bias")]
+        if own:
+            raise ConfigError(
+                f"max_bytes leaves no rank for {path!r}, whose {own[0].removeprefix(path + '.')} needs one; "
+                "allow more bytes, or use r, energy or error."
+            )
 
 
 def _unscaled(rest: dict[str, Tensor], parts: dict[str, Part]) -> dict[str, Tensor]:

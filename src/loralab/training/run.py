@@ -28,6 +28,7 @@ from loralab.training.folder import RunFolder, RunState, find_run, unused_name
 from loralab.training.isolation import find_isolation
 from loralab.training.loop import Plan, evaluate, make_optimizer, plan, train
 from loralab.training.tasks.causal_lm import CausalLM
+from loralab.training.tasks.head import head_is_last
 
 __all__ = ["Run", "resume", "start"]
 
@@ -227,7 +228,8 @@ def causal_lm(base: BaseModel) -> CausalLM:
     """Return next-token prediction as `base` needs it. Raises as `find_isolation`."""
     vocabulary = base.model.get_input_embeddings().num_embeddings
     isolation = find_isolation(base.model, vocabulary, base.device, base.dtype)
-    return CausalLM(base.tokenizer.pad_token_id, isolation, base.device, base.dtype)
+    direct = head_is_last(base.model, vocabulary, base.device)
+    return CausalLM(base.tokenizer.pad_token_id, isolation, base.device, base.dtype, direct)
 
 
 def load_data(path: str, config: RunConfig, base: BaseModel) -> Dataset:

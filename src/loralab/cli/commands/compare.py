@@ -28,7 +28,7 @@ def command(
     two
         The other adapter.
     plot
-        Write a heat map of the cosines to this file (.svg).
+        Write a heat map of the cosines to this file (.png, .svg or .pdf).
     runs
         Folder that holds the runs.
     allow_pickle
@@ -38,7 +38,6 @@ def command(
 
     from loralab.adapters import read_adapter
     from loralab.adapters.store import find_adapter
-    from loralab.files import write_text
     from loralab.tools.compare import compare
 
     screen = Screen(output)
@@ -52,8 +51,16 @@ def command(
     for name, alone in ((one, found.only_first), (two, found.only_second)):
         if alone:
             screen.fact("alone", f"{len(alone)} modules are adapted by {name} only, first {alone[0]}")
+    magnitudes = {x.module: x.magnitude for x in found.layers if x.magnitude is not None}
+    if magnitudes:
+        far = max(magnitudes, key=lambda module: magnitudes[module])
+        screen.fact(
+            "DoRA", f"magnitudes differ by {magnitudes[far]:.2g} at most, at {far}; all else is of BA"
+        )
     if plot:
-        write_text(plot, found.plot(f"Cosine of {Path(one).name} and {Path(two).name}"))
+        from loralab.tools.picture import comparison_figure, save
+
+        save(comparison_figure(found, f"Cosine of {Path(one).name} and {Path(two).name}"), plot)
         screen.fact("picture", str(plot))
     screen.table(
         ("module", "|one|", "|two|", "cosine", "writes", "(chance)", "reads", "(chance)", "least angle"),

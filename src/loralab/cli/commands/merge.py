@@ -1,7 +1,7 @@
 """``loralab merge``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -16,6 +16,7 @@ def command(
     out: Path,
     runs: str = "runs",
     dtype: str = "stored",
+    rounding: Literal["nearest", "stochastic"] = "nearest",
     overwrite: Annotated[bool, Parameter(negative=())] = False,
     allow_pickle: bool = False,
     output: Output = Output(),  # noqa: B008
@@ -36,6 +37,9 @@ def command(
         Folder that holds the runs.
     dtype
         Precision of the result: stored (the base's own), float32, bfloat16, float16.
+    rounding
+        How a sum becomes a number of that precision: the nearest, or (stochastic) the next above or below, at
+        random, so that the sums are right on average.
     overwrite
         Replace the folder.
     allow_pickle
@@ -53,9 +57,20 @@ def command(
     base = load_base(model, dtype, allow_pickle=allow_pickle)
     adapted = PeftModel.from_pretrained(base.model, folder, allow_pickle=allow_pickle)
     modules = len(adapted.base_model.lora_layers)
-    merged = adapted.merge_and_unload()
+    report = adapted.merge_adapter(rounding=rounding)
+    merged = adapted.unload_merged()
     with quiet(), new_folder(out) as temporary:
         merged.save_pretrained(temporary)
         base.tokenizer.save_pretrained(temporary)
-    screen.data({"out": str(out), "modules": modules, "dtype": str(base.dtype).removeprefix("torch.")})
-    screen.fact("merged", f"{modules} modules of {model}, {str(base.dtype)[6:]}, into {out}")
+    precision = str(base.dtype).removeprefix("torch.")
+    errors = {path: layer.error for path, layer in report.layers.items()}
+    screen.data(
+        {"out": str(out), "modules": modules, "dtype": precision, "error": report.error, "layers": errors}
+    )
+    screen.fact("merged", f"{modules} modules of {model}, {precision}, into {out}")
+    if report.layers:
+        worst = errors[report.worst]
+        screen.fact(
+            "rounding",
+            f"changed the delta by {report.error:.2%} of its norm, most ({worst:.2%}) in {report.worst}",
+        )

@@ -25,7 +25,8 @@ def command(
 ) -> None:
     """Write an adapter at other ranks, each delta the best that its rank can hold.
 
-    Give exactly one of --r, --energy, --error and --max-bytes.
+    Give exactly one of --r, --energy, --error and --max-bytes. Of a DoRA adapter the product B A is resized
+    and the magnitudes are kept; energy and error are those of B A.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ def command(
     adapter
         Adapter: a folder, a run's name, or a hub id.
     plot
-        Write a picture of the singular values to this file (.svg).
+        Write a picture of the singular values, norms and stable ranks to this file (.png, .svg or .pdf).
     runs
         Folder that holds the runs.
     allow_pickle
@@ -35,8 +35,7 @@ def command(
 
     from loralab.adapters import read_adapter
     from loralab.adapters.store import find_adapter
-    from loralab.files import write_text
-    from loralab.tools.describe import describe, plot_spectra
+    from loralab.tools.describe import describe
 
     screen = Screen(output)
     check_picture(plot)
@@ -63,11 +62,29 @@ def command(
     screen.fact("digest", read.digest())
     if layers and all(layer.norm == 0 for layer in layers):
         screen.fact("note", "every delta is zero: this adapter changes nothing.")
+    dora = [layer for layer in layers if layer.magnitude is not None]
+    if dora:
+        screen.fact(
+            "DoRA", f"magnitudes |m| on {len(dora)} of {len(rows)} modules; the other numbers are of BA alone"
+        )
     if plot:
-        write_text(plot, plot_spectra(layers, f"Singular values of {folder.name}"))
+        from loralab.tools.picture import adapter_figure, save
+
+        save(adapter_figure(layers, folder.name), plot)
         screen.fact("picture", str(plot))
     screen.table(
-        ("module", "r", "in", "out", "scaling", "|BA|", "s1", "stable", "entropy"),
+        (
+            "module",
+            "r",
+            "in",
+            "out",
+            "scaling",
+            "|BA|",
+            "s1",
+            "stable",
+            "entropy",
+            *(("|m|",) if dora else ()),
+        ),
         [
             (
                 *(layer.module, layer.r, layer.inputs, layer.out, f"{layer.scaling:g}"),
@@ -75,6 +92,7 @@ def command(
                 f"{layer.spectrum[0]:.4f}" if layer.spectrum else "-",
                 f"{layer.stable_rank:.2f}",
                 f"{layer.entropy_rank:.2f}",
+                *(("-" if layer.magnitude is None else f"{layer.magnitude:.4f}",) if dora else ()),
             )
             for layer in layers
         ],

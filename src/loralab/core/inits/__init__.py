@@ -3,16 +3,19 @@
 An entry has ``init(start, option)`` and ``check(option)``. `init` fills A and B in place and returns the base
 weight that is to take the place of the old one (the entry then says ``CHANGES_BASE = True``), or None to
 leave it. `option` is what follows the entry's name: "pissa_niter_4" is the entry "pissa" with the option
-"niter_4".
+"niter_4". An entry that starts from data says in ``NEEDS`` which function gathers it, and one that cannot be
+used on an embedding says ``LOOKUP = False``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
+from loralab.core.algebra import product, wide
 from loralab.core.config import LoraConfig
 from loralab.core.registry import Registry
 from loralab.errors import ConfigError, did_you_mean
@@ -39,11 +42,52 @@ class Start:
     """The adapter's settings, for those that belong to one initialisation."""
     lookup: bool
     """The layer is an embedding: its input is an index, so A is a table with one column a word."""
+    quantized: bool = False
+    """The base weight is kept in few bits; `weight_OI` is what they stand for."""
 
     @property
     def rank(self) -> int:
         """The number of rows of A."""
         return self.a_RI.shape[0]
+
+    def of_data(self, statistics: Mapping[str, Any] | None, needs: str) -> Any:
+        """Return what has been gathered for this module.
+
+        Raises:
+            ConfigError: nothing has, by the function `needs`.
+        """
+        if statistics is None or self.path not in statistics:
+            raise ConfigError(
+                f"init_lora_weights={self.config.init_lora_weights!r} knows nothing about {self.path!r}: "
+                f"call {needs}(model, config, ...) with this config before the adapter is attached. Over a "
+                "base that was saved with its changed weights, set init_lora_weights to True."
+            )
+        return statistics[self.path]
+
+    def wide_weight(self) -> Tensor:
+        """Return the base weight, [O, I], in fp32 or wider."""
+        return self.weight_OI.to(wide(self.weight_OI.dtype))
+
+    def fill(self, a_RI: Tensor, b_OR: Tensor) -> None:
+        """Copy the factors.
+
+        Raises:
+            ConfigError: they have not the adapter's shapes.
+        """
+        for name, given, own in (("A", a_RI, self.a_RI), ("B", b_OR, self.b_OR)):
+            if given.shape != own.shape:
+                raise ConfigError(
+                    f"{self.path!r}: init_lora_weights={self.config.init_lora_weights!r} gives {name} as "
+                    f"{list(given.shape)}, the adapter needs {list(own.shape)}. The rank must be at most the "
+                    "smaller side of the weight, a convolution must have groups=1, and data must have been "
+                    "gathered for this rank."
+                )
+            own.copy_(given)
+
+    def residual(self) -> Tensor:
+        """Return W - scaling * B A, [O, I], in fp32 or wider, so that the sum is W as before."""
+        weight_OI = self.wide_weight()
+        return weight_OI - product(self.a_RI.to(weight_OI), self.b_OR.to(weight_OI), self.scaling)
 
 
 def find_init(value: bool | str) -> Callable[[Start], Tensor | None]:

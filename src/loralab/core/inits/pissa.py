@@ -25,7 +25,11 @@ def init(start: Start, option: str) -> Tensor:
     """Fill both factors and return the residual base weight W - scaling * B A, [O, I], in fp32."""
     weight_OI = start.weight_OI.to(torch.float32)
     if option:
-        u_OR, s_R, v_IR = torch.svd_lowrank(weight_OI, start.rank, niter=int(option.removeprefix("niter_")))
+        # A seed of its own: who loads the adapter has to find the same residual again.
+        with torch.random.fork_rng(devices=[weight_OI.device] if weight_OI.is_cuda else []):
+            torch.manual_seed(0)
+            niter = int(option.removeprefix("niter_"))
+            u_OR, s_R, v_IR = torch.svd_lowrank(weight_OI, start.rank, niter=niter)
         vh_RI = v_IR.t()
     else:
         u_OK, s_K, vh_KI = torch.linalg.svd(weight_OI, full_matrices=False)

@@ -6,13 +6,15 @@ target presets count such a module among the linear layers, and one final class 
 
 from torch import nn
 
-from loralab.core.layers.base import BASE, Activation, LoraLayer
+from loralab.core.layers.activation import BASE, Activation
+from loralab.core.layers.base import LoraLayer
 from loralab.core.registry import Registry
 from loralab.errors import TargetError
 
 __all__ = ["BASE", "REGISTRY", "Activation", "LoraLayer", "is_linear", "supports", "wrap"]
 
-REGISTRY = Registry(__name__, list(__path__), "layer kind", besides=("base",))
+_MECHANICS = ("activation", "base", "effective", "mergeable", "parameter", "quantized", "switchable")
+REGISTRY = Registry(__name__, list(__path__), "layer kind", besides=_MECHANICS)
 _ENTRIES = [REGISTRY.get(name) for name in REGISTRY.names]
 
 
@@ -35,6 +37,7 @@ def wrap(module: nn.Module, path: str, activation: Activation) -> LoraLayer:
     for entry in _ENTRIES:
         if entry.matches(module):
             layer: LoraLayer = entry.Layer(module, activation)
+            layer.path = path
             return layer
     raise TargetError(
         f"module {path!r} is a {type(module).__name__}, which cannot be adapted; "

@@ -4,34 +4,23 @@ A layer knows shapes and shows them to the variants as matrices. Shape key: I in
 convolution's I counts its kernel: [O, I] is the weight flattened.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from loralab.core.algebra import wide
+from loralab.core.algebra import joined, norm, padded, wide
 from loralab.core.config import LoraConfig
 from loralab.core.inits import Start, changes_base, find_init
-from loralab.core.variants import State, find_variant
-from loralab.errors import AdapterError
+from loralab.core.layers.activation import BASE, Activation
+from loralab.core.layers.mergeable import Mergeable
+from loralab.core.merge import Merged, Rounding, add_low_rank, check_finite, finite, total
+from loralab.core.variants import Norms, State, find_variant
+from loralab.errors import AdapterError, ConfigError
 
-__all__ = ["Activation", "LoraLayer"]
-
-BASE = "__base__"
-"""In a mixed batch, the name of a row that no adapter changes."""
-
-
-@dataclass
-class Activation:
-    """Which adapters run. One object is shared by all layers of a model, so switching touches no layer."""
-
-    names: tuple[str, ...] = ()
-    enabled: bool = True
-    rows: tuple[str, ...] | None = None
-    """In a mixed batch: the adapter of every row."""
+__all__ = ["LoraLayer", "Unset"]
 
 
 class _Tensor(nn.Module):
@@ -42,21 +31,38 @@ class _Tensor(nn.Module):
         self.weight = nn.Parameter(value)
 
 
-class LoraLayer(nn.Module, ABC):
+class Unset:
+    """Of a module's class: parameters are left as memory was, because they are set right after."""
+
+    def reset_parameters(self) -> None:
+        """Do nothing."""
+
+
+class LoraLayer(Mergeable):
     """A base layer with its adapters. Subclasses know the shapes of one kind of base layer.
 
     `base_layer` is the layer as it was found; its class and weight are never changed except while merged,
     when its weight is another tensor and the original is kept aside, and by the initialisations that say so.
     """
 
-    base_layer: nn.Module
     factor_names = ("lora_A", "lora_B")
+    low_rank_merge = True
+    """Whether a delta can be added as B A to the weight seen as a matrix, and stored as it is."""
     lookup = False
     """Whether the input is an index (an embedding)."""
+    peft_name: str
+    """What PEFT calls such a layer."""
+    adapter_layer_names: tuple[str, ...] = (
+        *("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
+    )
+    """The tables of an adapter's tensors, under PEFT's name; a kind of layer has some of them."""
+    quantization_backend: Any = None
+    """Which library keeps the base's weight in a few bits, if one does, as PEFT tells it."""
+    path = ""
+    """Where the layer stands in the model, as patterns of ranks and alphas see it."""
 
     def __init__(self, base_layer: nn.Module, activation: Activation) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer, activation)
         self.r: dict[str, int] = {}
         self.lora_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
@@ -64,11 +70,7 @@ class LoraLayer(nn.Module, ABC):
         self.variants: dict[str, str] = {}
         self.lora_dropout = nn.ModuleDict()
         self.lora_magnitude_vector = nn.ModuleDict()
-        self.merged_adapters: list[str] = []
-        self._activation = activation
-        # In plain dicts, so that a weight kept aside is no parameter of the model.
-        self._weights: dict[str, nn.Parameter] = {}
-        self._merged: dict[str, nn.Parameter] = {}
+        self._norms: dict[str, Norms] = {}
 
     # what a kind of layer says
 
@@ -96,12 +98,15 @@ class LoraLayer(nn.Module, ABC):
         """Return a vector [O] in a shape that multiplies the layer's output."""
         return vector_O
 
+    def _get_name(self) -> str:
+        return f"lora.{self.peft_name}"
+
     def _check(self, name: str, config: LoraConfig) -> None:
         """Raise TargetError if this base layer cannot take the adapter."""
 
     def _adapted(self, names: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the output with the adapters `names` applied."""
-        base_out: Tensor = self.base_layer(x, *args, **kwargs)
+        base_out = self._base(x, *args, **kwargs)
         output = base_out
         for name in names:
             output = output + self._term(name, base_out, x)
@@ -111,32 +116,15 @@ class LoraLayer(nn.Module, ABC):
         term: Tensor = find_variant(self.variants[name]).term(self.state(name), base_out, self._low(name, x))
         return term.to(base_out.dtype)
 
+    def parts(self, path: str) -> Mapping[str, "LoraLayer"]:
+        """Return the layers that stand for the module at `path`, this one too, by their place in files."""
+        return {path: self}
+
+    def translated(self, tensors: Mapping[str, Tensor], config: LoraConfig) -> Mapping[str, Tensor]:
+        """Return the tensors of a file in the layout of today's files; older ones may differ."""
+        return tensors
+
     # what is known of the base and of the adapters
-
-    @property
-    def weight(self) -> nn.Parameter:
-        """The base layer's weight, merged if the layer is."""
-        weight: nn.Parameter = self.base_layer.weight  # type: ignore[assignment]
-        return weight
-
-    @property
-    def original_weight(self) -> nn.Parameter:
-        """The base layer's weight as it was found, whatever is merged."""
-        return self._weights.get("weight", self.weight)
-
-    def dense_weight(self) -> Tensor:
-        """Return the original weight in its own shape as plain floating-point numbers, without a gradient."""
-        return self.original_weight.detach()
-
-    def stored(self, weight: Tensor) -> nn.Parameter:
-        """Return `weight`, which has the original's shape, in the form in which this layer keeps weights."""
-        return nn.Parameter(weight.to(self.original_weight.dtype).contiguous(), requires_grad=False)
-
-    @property
-    def bias(self) -> nn.Parameter | None:
-        """The base layer's bias, merged if the layer is."""
-        bias: nn.Parameter | None = getattr(self.base_layer, "bias", None)
-        return bias
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -144,41 +132,47 @@ class LoraLayer(nn.Module, ABC):
         return tuple(self.r)
 
     @property
-    def active_adapters(self) -> list[str]:
-        """The names of the model's active adapters."""
-        return list(self._activation.names)
-
-    @property
-    def disable_adapters(self) -> bool:
-        """Whether adapters are switched off."""
-        return not self._activation.enabled
-
-    @property
-    def merged(self) -> bool:
-        """Whether adapters are merged into the base weight."""
-        return bool(self.merged_adapters)
+    def lora_variant(self) -> dict[str, str]:
+        """The variants of the adapters that are no plain LoRA, under PEFT's name."""
+        return {name: variant for name, variant in self.variants.items() if variant != "plain"}
 
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
         """Return (A, B) of an adapter as they are stored, in the shapes of PEFT's files."""
         a, b = (getattr(self, table)[name] for table in self.factor_names)
         return (a, b) if self.lookup else (a.weight, b.weight)
 
+    def matrices(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return (A, B) of an adapter as matrices [R, I] and [O, R] whose product is the delta."""
+        a, b = self.factors(name)
+        return a.flatten(1), b.flatten(1)
+
+    def bias_of(self, name: str) -> Tensor | None:
+        """Return the bias of an adapter's B, if it has one."""
+        return None
+
+    def copy_values(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors, by their names in PEFT's files, into an adapter's own."""
+        for key, tensor in self.tensors(name).items():
+            tensor.detach().copy_(tensors[key])
+
     def state(self, name: str) -> State:
         """Return an adapter on this layer as its variant sees it."""
-        a, b = self.factors(name)
+        a_RI, b_OR = self.matrices(name)
         extra = {
             key: getattr(self, key)[name].weight.flatten()
             for key in find_variant(self.variants[name]).TENSORS
             if name in getattr(self, key)
         }
         return State(
-            weight_OI=self.matrix(self.dense_weight()),
-            a_RI=a.flatten(1),
-            b_OR=b.flatten(1),
+            sources=(self.original_weight, *self.factors(name)),
+            dense=lambda: self.matrix(self.dense_weight()),
+            a_RI=a_RI,
+            b_OR=b_OR,
             scaling=self.scaling[name],
             extra=extra,
             bias_O=self.bias,
             per_output=self.per_output,
+            norms=None if self.training else self._norms.setdefault(name, Norms()),
         )
 
     # adapters come and go
@@ -192,10 +186,13 @@ class LoraLayer(nn.Module, ABC):
         weight's device, and are fp32 over a base of less: small steps would be lost in bf16 or fp16.
         """
         self._check(name, config)
-        weight = self.weight
+        weight = self.original_weight
         rank = config.rank_of(path)
         residual = changes_base(config.init_lora_weights)
         empty = weight.is_meta or (tensors is not None and not residual)
+        if weight.is_meta and tensors is None:
+            shapes = self.expected(path, config)
+            tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
         self._create(name, rank, config.lora_bias, "meta" if empty else None)
         self.r[name] = rank
         self.scale_adapter(name, path, config)
@@ -204,12 +201,30 @@ class LoraLayer(nn.Module, ABC):
         if not empty:
             self._initialise(name, path, config)
         dtype = wide(weight.dtype)
-        for key, value in (self.tensors(name) if tensors is None else tensors).items():
-            self._place(name, key, value.detach().to(weight.device, dtype))
+        values = self.tensors(name) if tensors is None else tensors
+        for key, value in values.items():
+            own = value.detach().to(weight.device, dtype, copy=tensors is not None)
+            self._place(name, key, own)
         if tensors is None:
             for key, value in self._first_extras(name).items():
                 self._place(name, key, value)
-        self.train_adapter(name, not config.inference_mode)
+        if config.inference_mode:
+            self.train_adapter(name, False)
+        self._follow_mode(name)
+
+    def train(self, mode: bool = True) -> "LoraLayer":
+        """Set the mode. Training may change tensors in ways torch does not count: norms are forgotten."""
+        if mode:
+            self._norms.clear()
+        super().train(mode)
+        return self
+
+    def _follow_mode(self, name: str) -> None:
+        """Give the modules of a new adapter this layer's mode, training or evaluation."""
+        if not self.training:
+            tables = ("lora_dropout",) if self.lookup else ("lora_dropout", *self.factor_names)
+            for table in tables:
+                getattr(self, table)[name].training = False
 
     def _initialise(self, name: str, path: str, config: LoraConfig) -> None:
         a, b = self.factors(name)
@@ -221,6 +236,7 @@ class LoraLayer(nn.Module, ABC):
             path=path,
             config=config,
             lookup=self.lookup,
+            quantized=not self.original_weight.is_floating_point(),
         )
         with torch.no_grad():
             residual_OI = find_init(config.init_lora_weights)(start)
@@ -231,7 +247,7 @@ class LoraLayer(nn.Module, ABC):
                 raise AdapterError(
                     f"init_lora_weights={config.init_lora_weights!r} changes the base weight; unmerge first."
                 )
-            self.base_layer.weight = self.stored(self.unmatrix(residual_OI))
+            self._put(self.weight_name, self.stored(self.unmatrix(residual_OI)))
 
     def _first_extras(self, name: str) -> dict[str, Tensor]:
         variant = find_variant(self.variants[name])
@@ -253,7 +269,7 @@ class LoraLayer(nn.Module, ABC):
         """Forget an adapter; one that this layer does not hold is no fault."""
         if name in self.merged_adapters:
             others = [other for other in self.merged_adapters if other != name]
-            self.install(others, self.merged_weights(others))
+            self.install(others, self.merged_weights(others).parameters)
         tables: list[dict[str, Any]] = [
             self.r,
             self.lora_alpha,
@@ -263,6 +279,8 @@ class LoraLayer(nn.Module, ABC):
         ]
         for table in tables:
             table.pop(name, None)
+        self._norms.pop(name, None)
+        self._activation.forget(name)
         for attribute in ("lora_dropout", "lora_magnitude_vector", *self.factor_names):
             modules = getattr(self, attribute)
             if name in modules:
@@ -279,7 +297,7 @@ class LoraLayer(nn.Module, ABC):
         a, b = self.factors(name)
         keys = self.factor_names if self.lookup else tuple(f"{key}.weight" for key in self.factor_names)
         found = dict(zip(keys, (a, b), strict=True))
-        bias = None if self.lookup else self.lora_B[name].bias  # type: ignore[index, union-attr]
+        bias = self.bias_of(name)
         if bias is not None:
             found["lora_B.bias"] = bias
         for key in find_variant(self.variants[name]).TENSORS:
@@ -294,37 +312,82 @@ class LoraLayer(nn.Module, ABC):
         shapes = {keys[0]: a, keys[1]: b}
         if config.lora_bias:
             shapes["lora_B.bias"] = (b[0],)
-        vector = tuple(self.per_output(torch.empty(b[0], device="meta")).shape)
-        return shapes | dict.fromkeys(find_variant(config.variant).TENSORS, vector)
+        extras = find_variant(config.variant).TENSORS
+        if extras:
+            vector = tuple(self.per_output(torch.empty(b[0], device="meta")).shape)
+            shapes |= dict.fromkeys(extras, vector)
+        return shapes
 
     def dropout_of(self, name: str) -> float:
         """Return the dropout probability of an adapter now: 0 outside training."""
+        if not self.training:
+            return 0.0
         dropout = self.lora_dropout[name]
-        return dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
+        return dropout.p if isinstance(dropout, nn.Dropout) else 0.0
 
     # scale
 
     def scale_adapter(self, name: str, path: str, config: LoraConfig) -> None:
         """Take an adapter's alpha and scaling from `config`."""
         self.lora_alpha[name] = config.alpha_of(path)
-        self.scaling[name] = self._own_scaling[name] = config.scaling_of(path)
+        self._own_scaling[name] = config.scaling_of(path)
+        self._rescale(name, self._own_scaling[name])
+
+    def _rescale(self, name: str, scaling: float) -> None:
+        """Set an adapter's scaling; one that is a tensor, for compiled code, stays the same tensor."""
+        current = self.scaling.get(name)
+        if isinstance(current, Tensor):
+            current.fill_(float(scaling))
+        else:
+            self.scaling[name] = scaling
 
     def set_scale(self, adapter: str, scale: float) -> None:
         """Make the adapter's delta `scale` times what its alpha and rank alone give."""
         if adapter in self.r:
-            self.scaling[adapter] = scale * self._own_scaling[adapter]
+            self._rescale(adapter, scale * self._own_scaling[adapter])
 
     def scale_layer(self, scale: float) -> None:
         """Multiply the scale of the active adapters."""
         for name in self._activation.names:
             if name in self.r:
-                self.scaling[name] *= scale
+                self._rescale(name, self.scaling[name] * scale)
 
     def unscale_layer(self, scale: float | None = None) -> None:
         """Divide the scale of the active adapters; without `scale`, back to what alpha and rank give."""
         for name in self._activation.names:
             if name in self.r:
-                self.scaling[name] = self._own_scaling[name] if scale is None else self.scaling[name] / scale
+                own = self._own_scaling[name]
+                self._rescale(name, own if scale is None else self.scaling[name] / scale)
+
+    def check_room(self, name: str, rank: int | None) -> None:
+        """Raise ConfigError if an adapter's factors cannot be padded to `rank`."""
+        if rank is not None and rank < self.r[name]:
+            raise ConfigError(
+                f"target_rank is {rank}, and adapter {name!r} has rank {self.r[name]} at {self.path!r}; "
+                "take the highest rank among the adapters to come."
+            )
+
+    def make_room(self, name: str, rank: int | None) -> None:
+        """Pad an adapter's factors with zeros to `rank`, and make its scaling a tensor; no output changes."""
+        if rank is not None and rank != self.r[name]:
+            for (key, tensor), shape in zip(
+                self.tensors(name).items(), self.factor_shapes(rank), strict=False
+            ):
+                self._place(name, key, padded(tensor.detach(), shape))
+                self.tensors(name)[key].requires_grad_(tensor.requires_grad)
+            self.r[name] = rank
+        device = self.original_weight.device
+        self.scaling[name] = torch.tensor(float(self.scaling[name]), device=device)  # type: ignore[assignment]
+
+    def silence(self, name: str) -> None:
+        """Make an adapter change nothing: B is zeros, and what its variant keeps beside it starts anew."""
+        tensors = self.tensors(name)
+        with torch.no_grad():
+            for key in tensors:
+                if key.startswith(self.factor_names[1]):
+                    tensors[key].zero_()
+            for key, value in self._first_extras(name).items():
+                tensors[key].copy_(value)
 
     # forward
 
@@ -335,8 +398,7 @@ class LoraLayer(nn.Module, ABC):
             return self._mixed(active.rows, x, *args, **kwargs)
         names = [n for n in active.names if n in self.r and n not in self.merged_adapters]
         if not names or not active.enabled:
-            output: Tensor = self.base_layer(x, *args, **kwargs)
-            return output
+            return self._base(x, *args, **kwargs)
         return self._adapted(names, x, *args, **kwargs)
 
     def _mixed(self, rows: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -344,19 +406,25 @@ class LoraLayer(nn.Module, ABC):
 
         A layer that sees several rows for each of the caller's (beams, flattened tokens) repeats the names.
         """
-        base_out: Tensor = self.base_layer(x, *args, **kwargs)
-        repeat = x.shape[0] // len(rows)
-        if repeat * len(rows) != x.shape[0]:
-            raise AdapterError(f"adapter_names has {len(rows)} entries for a batch of {x.shape[0]} rows.")
+        repeat = self._check_rows(rows, x)
+        base_out = self._base(x, *args, **kwargs)
+        each = [name for name in rows for _ in range(repeat)]
         output = base_out
         for name in dict.fromkeys(rows):
             if name == BASE or name not in self.r:
                 continue
-            chosen = torch.tensor([row == name for row in rows for _ in range(repeat)], device=x.device)
-            index = chosen.nonzero().squeeze(1)
+            chosen = [place for place, other in enumerate(each) if other == name]
+            index = torch.tensor(chosen, device=x.device)
             term = self._term(name, base_out[index], x[index])
             output = output.index_add(0, index, term)
         return output
+
+    def _check_rows(self, rows: Sequence[str], x: Tensor) -> int:
+        """Return how many rows of x stand for each of the caller's. Raises AdapterError if none do."""
+        repeat = x.shape[0] // len(rows)
+        if repeat * len(rows) != x.shape[0]:
+            raise AdapterError(f"adapter_names has {len(rows)} entries for a batch of {x.shape[0]} rows.")
+        return repeat
 
     # merge
 
@@ -366,14 +434,14 @@ class LoraLayer(nn.Module, ABC):
 
     def get_base_layer(self) -> nn.Module:
         """Return the layer as it was found."""
-        return self.base_layer
+        return self.holder
 
     def delta(self, name: str) -> Tensor:
         """Return what an adapter adds to the base weight, in its shape, in fp32 or wider."""
         delta_OI: Tensor = find_variant(self.variants[name]).delta(self.state(name))
         return self.unmatrix(delta_OI)
 
-    def merged_weights(self, names: Sequence[str]) -> dict[str, nn.Parameter]:
+    def merged_weights(self, names: Sequence[str], rounding: Rounding = "nearest") -> Merged:
         """Return the base's parameters with the adapters' deltas added in fp32 and rounded once.
 
         Nothing is changed, see `install`. The order of the names does not matter, to the bit.
@@ -383,61 +451,36 @@ class LoraLayer(nn.Module, ABC):
         """
         names = sorted(name for name in names if name in self.r)
         if not names:
-            return {}
-        total = _sum(self.dense_weight(), [self.delta(name) for name in names])
-        merged = {"weight": _finite(self.stored(total), names)}
+            return Merged()
+        rounded, wanted, missed = self._merged_weight(names, rounding)
+        merged = {self.weight_name: rounded}
         biases = {n: t["lora_B.bias"] for n in names if "lora_B.bias" in (t := self.tensors(n))}
-        if biases:
-            bias = self._weights.get("bias", self.bias)
-            if bias is None:
-                raise AdapterError(
-                    f"{', '.join(biases)}: lora_bias cannot be merged into a layer that has no bias."
-                )
+        bias = self._weights.get(self.bias_name, self.bias) if self.bias_name else None
+        if biases and bias is None:
+            raise AdapterError(
+                f"{', '.join(biases)}: lora_bias cannot be merged into a layer that has no bias."
+            )
+        if bias is not None and (biases or rounded.dtype != self.original_weight.dtype):
             parts = [value.detach() * self.scaling[name] for name, value in biases.items()]
-            total = _sum(bias.detach(), parts)
-            merged["bias"] = _finite(nn.Parameter(total.to(bias.dtype), requires_grad=False), names)
-        return merged
+            dtype = rounded.dtype if rounding == "float32" else bias.dtype
+            value = total(bias.detach(), parts).to(dtype)
+            merged[self.bias_name] = finite(nn.Parameter(value, requires_grad=False), names)
+        return Merged(merged, wanted, missed)
 
-    def install(self, names: Sequence[str], merged: dict[str, nn.Parameter]) -> None:
-        """Put what `merged_weights(names)` returned in place; nothing puts the originals back.
-
-        The original tensors are kept, never added to or subtracted from, so they come back bit for bit. A
-        weight that is tied to another module's stays as it is there.
-        """
-        self.show_merged(False)
-        originals = {key: getattr(self.base_layer, key) for key in merged}
-        self._weights = originals
-        self._merged = merged
-        self.merged_adapters = [name for name in names if name in self.r]
-        self.show_merged(self._activation.enabled)
-
-    def show_merged(self, shown: bool) -> None:
-        """Put the merged parameters in place, or the original ones; both are kept, neither is computed."""
-        for key, value in (self._merged if shown else self._weights).items():
-            setattr(self.base_layer, key, value)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Move or convert what is kept aside with all the others."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for key, value in (*self._weights.items(), *self._merged.items()):
-            if value is not getattr(self.base_layer, key):
-                value.data = fn(value.data)
-        return self
+    def _merged_weight(self, names: Sequence[str], rounding: Rounding) -> tuple[nn.Parameter, Tensor, Tensor]:
+        """Return (the weight with the deltas of `names` in it, |the deltas|, |what rounding changed|)."""
+        original = self.original_weight
+        plain = all(self.variants[name] == "plain" for name in names)
+        if not plain or not self.low_rank_merge:
+            weight = total(self.dense_weight(), [self.delta(name) for name in names])
+            rounded = self.rounded(weight, names, rounding)
+            return rounded, *self.report(rounded, weight)
+        factors = joined([(*self.matrices(name), self.scaling[name]) for name in names])
+        dtype = wide(original.dtype) if rounding == "float32" else original.dtype
+        result_OI, missed = add_low_rank(self.matrix(self.dense_weight()), factors, dtype, rounding)
+        check_finite(missed, names)  # it is not, where a number of the result is not
+        parameter = nn.Parameter(self.unmatrix(result_OI).contiguous(), requires_grad=False)
+        return parameter, norm(factors), missed
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}: r={rank}" for name, rank in self.r.items())
-
-
-def _sum(original: Tensor, deltas: Sequence[Tensor]) -> Tensor:
-    total = original.to(wide(original.dtype), copy=True)
-    for delta in deltas:
-        total += delta
-    return total
-
-
-def _finite(merged: nn.Parameter, names: Sequence[str]) -> nn.Parameter:
-    if merged.dtype.is_floating_point and not torch.isfinite(merged).all():
-        raise AdapterError(
-            f"merging {', '.join(names)} gives weights that are not finite; nothing was changed."
-        )
-    return merged

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loralab.core.config import LoraConfig
-from loralab.core.layers.base import Activation, LoraLayer
+from loralab.core.layers.activation import Activation
+from loralab.core.layers.base import LoraLayer
 from loralab.errors import TargetError
 
 LINEAR = False
@@ -22,6 +23,8 @@ def matches(module: nn.Module) -> bool:
 class Layer(LoraLayer):
     """h = (W[id] + scaling * B A[:, id]) * embed_scale. O is the width, I the vocabulary. No dropout."""
 
+    peft_name = "Embedding"
+    adapter_layer_names = ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
     factor_names = ("lora_embedding_A", "lora_embedding_B")
     lookup = True
 

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
 from loralab.core.algebra import joined
-from loralab.core.function import lora_linear, low_rank
-from loralab.core.layers.base import Activation, LoraLayer
+from loralab.core.function import lora_linear, low_rank, low_rank_rows
+from loralab.core.layers.activation import Activation
+from loralab.core.layers.base import LoraLayer
 
 LINEAR = True
 
@@ -16,23 +18,42 @@ def matches(module: nn.Module) -> bool:
     """A linear layer that computes what `nn.Linear` computes.
 
     `nn.MultiheadAttention` reads the weight of its `out_proj` and never calls it: an adapter there would do
-    nothing.
+    nothing. torchao keeps the class and makes the weight one of its own.
     """
     return (
         isinstance(module, nn.Linear)
         and type(module).forward is nn.Linear.forward
         and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+        and not type(module.weight).__module__.startswith("torchao.")
     )
+
+
+class _Linear(nn.Linear):
+    """A factor whose numbers are set right after it is made, so that there are none before."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = in_features, out_features
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
 
 
 class LinearLike(LoraLayer):
     """A layer whose base computes x W^T + bias for a weight that it can show as [O, I]."""
 
+    peft_name = "Linear"
+    adapter_layer_names = ("lora_A", "lora_B", "lora_magnitude_vector")
+
     def __init__(self, base_layer: nn.Module, activation: Activation) -> None:
         super().__init__(base_layer, activation)
         self.lora_A = nn.ModuleDict()
         self.lora_B = nn.ModuleDict()
-        self.out_features, self.in_features = self.matrix(self.weight).shape
+        self.out_features, self.in_features = self._sizes()
+
+    def _sizes(self) -> tuple[int, int]:
+        """Return (O, I)."""
+        rows, columns = self.matrix(self.weight).shape
+        return rows, columns
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight
@@ -44,13 +65,14 @@ class LinearLike(LoraLayer):
         return (rank, self.in_features), (self.out_features, rank)
 
     def _create(self, name: str, rank: int, lora_bias: bool, device: str | None) -> None:
-        self.lora_A[name] = nn.Linear(self.in_features, rank, bias=False, device=device)
-        self.lora_B[name] = nn.Linear(rank, self.out_features, bias=lora_bias, device=device)
+        kind = nn.Linear if device is None else _Linear
+        self.lora_A[name] = kind(self.in_features, rank, bias=False)
+        self.lora_B[name] = kind(rank, self.out_features, bias=lora_bias)
 
     def _adapted(self, names: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """One function computes the base and the plain adapters, where nothing stands between them."""
-        fused = [n for n in names if self.variants[n] == "plain" and self.lora_B[n].bias is None]
-        if len(fused) < len(names) or _is_hooked(self.base_layer):
+        fused = [n for n in names if self.variants[n] == "plain" and self.bias_of(n) is None]
+        if len(fused) < len(names) or self._merged or _is_hooked(self.base_layer):
             return super()._adapted(names, x, *args, **kwargs)
         by_dropout: dict[float, list[str]] = {}
         for name in names:
@@ -61,10 +83,35 @@ class LinearLike(LoraLayer):
             output = output + low_rank(x, self._joined(group), dropout)
         return output
 
+    def _mixed(self, rows: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """One product computes all rows, where their adapters are plain and drop alike."""
+        chosen = [index for index, name in enumerate(rows) if name in self.r]
+        names = [rows[index] for index in chosen]
+        plain = all(self.variants[name] == "plain" and self.bias_of(name) is None for name in set(names))
+        dropouts = {self.dropout_of(name) for name in names}
+        if not plain or len(dropouts) != 1:
+            return super()._mixed(rows, x, *args, **kwargs)
+        self._check_rows(rows, x)
+        base_out = self._base(x, *args, **kwargs)
+        x_BTI = x.reshape(len(rows), -1, x.shape[-1])
+        everyone = len(chosen) == len(rows)
+        factors = [(*self.factors(name), self.scaling[name]) for name in names]
+        term_BTO = low_rank_rows(x_BTI if everyone else x_BTI[chosen], factors, dropouts.pop())
+        term_BTO = term_BTO.to(base_out.dtype)
+        if everyone:
+            return base_out + term_BTO.view(base_out.shape)
+        out_BTO = base_out.reshape(len(rows), -1, base_out.shape[-1])
+        index = torch.tensor(chosen, device=x.device)
+        return out_BTO.index_add(0, index, term_BTO).view(base_out.shape)
+
     def _low(self, name: str, x: Tensor) -> Tensor:
         low = low_rank(x, self._joined([name]), self.dropout_of(name))
-        bias = self.lora_B[name].bias
-        return low if bias is None else low + bias.to(low.dtype) * self.scaling[name]  # type: ignore[operator]
+        bias = self.bias_of(name)
+        return low if bias is None else low + bias.to(low.dtype) * self.scaling[name]
+
+    def bias_of(self, name: str) -> Tensor | None:
+        factors: Any = self.lora_B
+        return factors[name].bias if name in factors else None
 
     def _joined(self, names: Sequence[str]) -> tuple[Tensor, Tensor, float]:
         return joined([(*self.factors(name), self.scaling[name]) for name in names])

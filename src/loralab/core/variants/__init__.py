@@ -18,17 +18,27 @@ from torch import Tensor
 
 from loralab.core.registry import Registry
 
-__all__ = ["REGISTRY", "State", "find_variant"]
+__all__ = ["REGISTRY", "Norms", "State", "find_variant"]
 
 REGISTRY = Registry(__name__, list(__path__), "variant")
+
+
+@dataclass
+class Norms:
+    """Norms that were computed before, and what they were computed from."""
+
+    key: tuple[object, ...] | None = None
+    value_O: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class State:
     """One adapter on one layer, as a variant sees it."""
 
-    weight_OI: Tensor
-    """The base weight as it was found."""
+    sources: tuple[Tensor, ...]
+    """The parameters that hold the base weight as it was found, and the factors."""
+    dense: Callable[[], Tensor]
+    """Returns it as plain numbers, [O, I]; over a quantized base that is work."""
     a_RI: Tensor
     b_OR: Tensor
     scaling: float
@@ -37,6 +47,13 @@ class State:
     bias_O: Tensor | None
     per_output: Callable[[Tensor], Tensor]
     """Shapes a vector [O] so that it multiplies the layer's output."""
+    norms: Norms | None = None
+    """Where norms are kept while nothing changes; None where they are to be computed each time."""
+
+    @property
+    def weight_OI(self) -> Tensor:
+        """The base weight as it was found."""
+        return self.dense()
 
 
 def find_variant(name: str) -> ModuleType:

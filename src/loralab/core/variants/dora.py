@@ -33,7 +33,23 @@ def delta(state: State) -> Tensor:
 
 
 def _gain_O(state: State) -> Tensor:
-    return state.extra["lora_magnitude_vector"] / row_norms(state)
+    return state.extra["lora_magnitude_vector"] / _kept_norms(state)
+
+
+def _kept_norms(state: State) -> Tensor:
+    """Return `row_norms`, computed again only after a tensor was changed in place or replaced.
+
+    Torch counts the changes of a tensor, but not those made through its `.data`; so this is used only outside
+    training, see `State.norms`.
+    """
+    kept = state.norms
+    if kept is None or torch.compiler.is_compiling() or any(t.is_inference() for t in state.sources):
+        return row_norms(state)
+    key = (*((id(t), t.data_ptr(), t._version) for t in state.sources), float(state.scaling))
+    if kept.value_O is None or kept.key != key:
+        with torch.inference_mode(False):  # what is made within it cannot be used for gradients afterwards
+            kept.key, kept.value_O = key, row_norms(state)
+    return kept.value_O
 
 
 @torch.no_grad()

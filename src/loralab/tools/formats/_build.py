@@ -10,9 +10,10 @@ from torch import Tensor
 
 from loralab.core.adapter import Adapter
 from loralab.core.config import LoraConfig
+from loralab.core.derived import with_scales
 from loralab.core.targets import shorten
 from loralab.errors import AdapterError, ConfigError
-from loralab.tools.parts import rest_of, with_scales
+from loralab.tools.parts import rest_of
 
 __all__ = ["Hints", "Module", "build", "only_factors", "refuse_others", "sort_keys"]
 

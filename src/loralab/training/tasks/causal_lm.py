@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from loralab.core.loss import head_loss
 from loralab.data.batch import Isolation, collate
 from loralab.data.types import Example
+from loralab.training.tasks.head import plain_head, taken_aside
 
 __all__ = ["CausalLM"]
 
@@ -26,6 +28,8 @@ class CausalLM:
     isolation: Isolation
     device: torch.device
     dtype: torch.dtype
+    direct: bool = False
+    """Whether the model's scores are those of its head and nothing more, see `head_is_last`."""
 
     def weight(self, example: Example) -> float:
         """Return the sum of the example's loss weights."""
@@ -39,17 +43,31 @@ class CausalLM:
         """Return the weighted sum of the token losses.
 
         Only positions whose next token has a weight reach the output head: columns in which no row has one
-        are left out by the model itself, where its forward takes `logits_to_keep`.
+        are left out by the model itself, where its forward takes `logits_to_keep`. Where the head is a plain
+        linear layer, its scores are made and used up a few tokens at a time.
         """
         batch = collate(examples, self.pad_id, self.isolation).to(self.device)
-        targets_BT, weights_BT = batch.input_ids_BT[:, 1:], batch.weights_BT[:, 1:]
+        targets_BK, weights_BK = batch.input_ids_BT[:, 1:], batch.weights_BT[:, 1:]
         inputs = batch.model_inputs(self.isolation, self.dtype) | {"use_cache": False}
-        if "logits_to_keep" in inspect.signature(model.forward).parameters:
-            kept_K = weights_BT.any(0).nonzero().squeeze(1)
-            logits_BKV = model(**inputs, logits_to_keep=kept_K).logits
-            targets_BT, weights_BT = targets_BT[:, kept_K], weights_BT[:, kept_K]
-        else:
-            logits_BKV = model(**inputs).logits[:, :-1]
-        trained_BK = weights_BT != 0
-        losses_N = F.cross_entropy(logits_BKV[trained_BK].float(), targets_BT[trained_BK], reduction="none")
-        return (losses_N * weights_BT[trained_BK]).sum()
+        keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        if keeps:
+            kept_K = weights_BK.any(0).nonzero().squeeze(1)
+            inputs["logits_to_keep"] = kept_K
+            targets_BK, weights_BK = targets_BK[:, kept_K], weights_BK[:, kept_K]
+        trained_BK = weights_BK != 0
+        targets_N, weights_N = targets_BK[trained_BK], weights_BK[trained_BK]
+        found = plain_head(model) if self.direct else None
+        if found is None:
+            logits_BKV = _kept(model(**inputs).logits, keeps)
+            losses_N = F.cross_entropy(logits_BKV[trained_BK].float(), targets_N, reduction="none")
+            return (losses_N * weights_N).sum()
+        parent, name, head = found
+        with taken_aside(parent, name) as aside:
+            model(**inputs)
+        hidden_NI = _kept(aside.hidden_BKI, keeps)[trained_BK]
+        return head_loss(hidden_NI, head.weight, head.bias, targets_N, weights_N)
+
+
+def _kept(values: Tensor, keeps: bool) -> Tensor:
+    """Return the positions that have a next token."""
+    return values if keeps else values[:, :-1]

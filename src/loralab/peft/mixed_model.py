@@ -1,0 +1,9 @@
+"""PEFT's name of models with several methods."""
+
+from loralab.peft.others import (
+    PeftMixedModel,
+)
+
+__all__ = [
+    "PeftMixedModel",
+]

@@ -1,0 +1,47 @@
+"""PEFT's names of constants."""
+
+from loralab.adapters.peft_format import (
+    PICKLE_FILE as WEIGHTS_NAME,
+)
+from loralab.adapters.peft_format import (
+    WEIGHTS_FILE as SAFETENSORS_WEIGHTS_NAME,
+)
+from loralab.adapters.peft_tables import (
+    ALLOWED_COMPUTE_DTYPES,
+    DUMMY_MODEL_CONFIG,
+    DUMMY_TARGET_MODULES,
+    EMBEDDING_LAYER_NAMES,
+    INCLUDE_LINEAR_LAYERS_SHORTHAND,
+    MIN_TARGET_MODULES_FOR_OPTIMIZATION,
+    SEQ_CLS_HEAD_NAMES,
+    TOKENIZER_CONFIG_NAME,
+    TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING,
+    UPCAST_DTYPES,
+)
+from loralab.core.peft_config import (
+    CONFIG_FILE as CONFIG_NAME,
+)
+from loralab.core.targets import (
+    DEFAULT_TARGETS as TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+)
+from loralab.peft.others import (
+    bloom_model_postprocess_past_key_value,
+)
+
+__all__ = [
+    "ALLOWED_COMPUTE_DTYPES",
+    "CONFIG_NAME",
+    "DUMMY_MODEL_CONFIG",
+    "DUMMY_TARGET_MODULES",
+    "EMBEDDING_LAYER_NAMES",
+    "INCLUDE_LINEAR_LAYERS_SHORTHAND",
+    "MIN_TARGET_MODULES_FOR_OPTIMIZATION",
+    "SAFETENSORS_WEIGHTS_NAME",
+    "SEQ_CLS_HEAD_NAMES",
+    "TOKENIZER_CONFIG_NAME",
+    "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",
+    "TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING",
+    "UPCAST_DTYPES",
+    "WEIGHTS_NAME",
+    "bloom_model_postprocess_past_key_value",
+]
