@@ -25,7 +25,10 @@ from loralab.errors import ConfigError, DataError
 
 SOURCE = Path(__file__).parents[1] / "src"
 PACKAGE = SOURCE / "loralab"
-MECHANICS = ("activation", "base", "effective", "mergeable", "parameter", "quantized", "switchable")
+MECHANICS = (
+    *("activation", "base", "effective", "holding", "mergeable", "parameter", "quantized", "scaled"),
+    "switchable",
+)
 """What stands in core/layers beside the entries."""
 
 

@@ -344,3 +344,16 @@ def test_a_base_without_a_task_is_made_from_the_class_that_is_named(tmp_path: Pa
     path.write_text(json.dumps(values | {"base_model_name_or_path": None}))
     with pytest.raises(AdapterError, match="names no base model"):
         AutoPeftModel.from_pretrained(tmp_path / "adapter")
+
+
+def test_loading_ends_training_wherever_it_goes_on(tmp_path: Path) -> None:
+    model = get_peft_model(net().eval(), LoraConfig(target_modules=["0"]))
+    model.save_pretrained(tmp_path)
+    for training in (model, model.get_base_model()[1], model.get_base_model()[0]):
+        training.train()
+        model.load_adapter(tmp_path, "more")
+        assert not any(module.training for module in model.modules())
+        model.delete_adapter("more")
+    model.train()
+    model.load_adapter(tmp_path, "more", is_trainable=True)
+    assert all(module.training for module in model.modules())

@@ -61,7 +61,7 @@ class Planner:
             ConfigError: settings contradict each other.
         """
         self.modules = dict(targets.walk(self.model))
-        found = targets.find_targets(self.model, self.config)
+        found = targets.find_targets(self.model, self.config, self.modules)
         if self.fresh and found.unmatched:
             raise TargetError(
                 f"target_modules: {', '.join(map(repr, found.unmatched))} matches no module of this model."

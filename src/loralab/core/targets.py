@@ -66,13 +66,15 @@ class Targets:
     """Entries of a list in `target_modules` that no module answers to."""
 
 
-def find_targets(model: nn.Module, config: LoraConfig) -> Targets:
-    """Return the paths of the modules that `config` targets.
+def find_targets(
+    model: nn.Module, config: LoraConfig, modules: Mapping[str, nn.Module] | None = None
+) -> Targets:
+    """Return the paths of the modules that `config` targets; `modules` is what `walk` yields, if known.
 
     Raises:
         TargetError: nothing matches; the message names the nearest module names.
     """
-    modules = dict(walk(model))
+    modules = dict(walk(model)) if modules is None else modules
     wanted = _wanted(model, config)
     if not wanted and _beside(config):
         return Targets((), ())

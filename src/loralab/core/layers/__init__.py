@@ -13,7 +13,17 @@ from loralab.errors import TargetError
 
 __all__ = ["BASE", "REGISTRY", "Activation", "LoraLayer", "is_linear", "supports", "wrap"]
 
-_MECHANICS = ("activation", "base", "effective", "mergeable", "parameter", "quantized", "switchable")
+_MECHANICS = (
+    "activation",
+    "base",
+    "effective",
+    "holding",
+    "mergeable",
+    "parameter",
+    "quantized",
+    "scaled",
+    "switchable",
+)
 REGISTRY = Registry(__name__, list(__path__), "layer kind", besides=_MECHANICS)
 _ENTRIES = [REGISTRY.get(name) for name in REGISTRY.names]
 

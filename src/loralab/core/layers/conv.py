@@ -9,7 +9,8 @@ from loralab.core.config import LoraConfig
 from loralab.core.dropout import draw_seed, drop
 from loralab.core.inits import changes_base
 from loralab.core.layers.activation import Activation
-from loralab.core.layers.base import LoraLayer, Unset
+from loralab.core.layers.base import LoraLayer
+from loralab.core.layers.holding import Unset
 from loralab.errors import ConfigError, TargetError
 
 LINEAR = False

@@ -31,11 +31,20 @@ def matches(module: nn.Module) -> bool:
 class _Linear(nn.Linear):
     """A factor whose numbers are set right after it is made, so that there are none before."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
+    def __init__(self) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features = in_features, out_features
         self.register_parameter("weight", None)
         self.register_parameter("bias", None)
+
+    @property
+    def in_features(self) -> int:  # type: ignore[override]
+        """The weight's second size."""
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:  # type: ignore[override]
+        """The weight's first size."""
+        return self.weight.shape[0]
 
 
 class LinearLike(LoraLayer):
@@ -65,9 +74,11 @@ class LinearLike(LoraLayer):
         return (rank, self.in_features), (self.out_features, rank)
 
     def _create(self, name: str, rank: int, lora_bias: bool, device: str | None) -> None:
-        kind = nn.Linear if device is None else _Linear
-        self.lora_A[name] = kind(self.in_features, rank, bias=False)
-        self.lora_B[name] = kind(rank, self.out_features, bias=lora_bias)
+        if device is None:
+            self.lora_A[name] = nn.Linear(self.in_features, rank, bias=False)
+            self.lora_B[name] = nn.Linear(rank, self.out_features, bias=lora_bias)
+        else:
+            self.lora_A[name], self.lora_B[name] = _Linear(), _Linear()
 
     def _adapted(self, names: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """One function computes the base and the plain adapters, where nothing stands between them."""
