@@ -1,7 +1,8 @@
 """Time adapters on a model against PEFT in one process: python benchmarks/adapters.py [--quick] [--json].
 
 Ratios are to the first case of a table: ours, or the base model. Whether other adapters cost time that are
-loaded too is seen in the tables that say how many. (Resizing and extraction are in tools.py.)
+loaded too is seen in the tables that say how many. Extraction and resizing, against a full SVD, are those of
+tools.py.
 """
 
 import copy
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import loralab
+from tools import extraction, resizing
 
 Tables = dict[str, Table]
 Models = dict[str, Any]
@@ -274,14 +276,20 @@ def main() -> None:
         for measure in (managing, merging, running, variants):
             tables |= measure(size, folder)
         drift = drifting(size, folder)
+    width = 256 if flags.quick else 1024
+    algebra = {f"resize rank 64 to 16, {width} x {width}": resizing(width, size.rounds)}
+    for spectrum, table in extraction(width, size.rounds).items():
+        algebra[f"extract rank 16, {width} x {width}, {spectrum}"] = table
     if not flags.json:
         for title, table in tables.items():
             show(title, table)
+        for title, table in algebra.items():
+            show(f"{title} (error: over the least possible)", table, "error")
         print(f"\nweights changed by {size.cycles} cycles of merging and unmerging")
         for library, share in drift.items():
             print(f"{library:24} {share:11.4%}")
     values = {"rank": size.rank, "rounds": size.rounds, "cycles": size.cycles}
-    report("adapters", {**values, "seconds": tables, "drift": drift}, flags)
+    report("adapters", {**values, "seconds": tables, "algebra": algebra, "drift": drift}, flags)
 
 
 if __name__ == "__main__":
