@@ -70,7 +70,9 @@ def command(
     if plot:
         from loralab.tools.picture import adapter_figure, save
 
-        save(adapter_figure(layers, folder.name), plot)
+        # A run keeps its adapter in a folder called so.
+        title = folder.parent.name if folder.name == "adapter" else folder.name
+        save(adapter_figure(layers, title), plot)
         screen.fact("picture", str(plot))
     screen.table(
         (
