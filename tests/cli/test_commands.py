@@ -83,12 +83,16 @@ def test_every_setting_is_a_flag_of_the_same_name(bench, loralab):
         "keep_checkpoints": 1,
         "seed": 5,
         "dtype": "float32",
+        "quantize": "nf4",
     }
-    assert {*values, "allow_pickle"} == set(RunConfig.model_fields)
+    flags = ("allow_pickle", "activation_checkpointing")
+    assert {*values, *flags} == set(RunConfig.model_fields)
     Path("corpus.txt").write_text("the little dog ran to a big tree\n" * 12)
     words = [word for key, value in values.items() for word in (f"--{key.replace('_', '-')}", str(value))]
-    assert loralab("train", *words, "--allow-pickle").code == 0
-    assert RunFolder(Path("elsewhere/all")).config() == RunConfig(**values, allow_pickle=True)
+    words += [f"--{flag.replace('_', '-')}" for flag in flags]
+    assert loralab("train", *words).code == 0
+    expected = RunConfig(**values, **dict.fromkeys(flags, True))
+    assert RunFolder(Path("elsewhere/all")).config() == expected
 
 
 def test_train_from_a_file_and_flags_go_before_it(bench, loralab):

@@ -38,6 +38,8 @@ CHANGED = {
     "keep_checkpoints": 1,
     "seed": 2**32 - 1,
     "dtype": "bfloat16",
+    "quantize": "int8",
+    "activation_checkpointing": True,
     "allow_pickle": True,
 }
 

@@ -84,6 +84,10 @@ class RunConfig(BaseModel):
     """Seed of the adapter's start, the order of the data and dropout."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the base; auto is bfloat16 where the hardware has it. Adapters are float32."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Keep the base's weights in 4 or 8 bits (bitsandbytes): less memory, a little less quality."""
+    activation_checkpointing: bool = False
+    """Compute each layer again in the backward pass, not keep what it made: less memory, more time."""
     allow_pickle: bool = False
     """Load a base whose weights are a pickle file. A pickle can run any program."""
 

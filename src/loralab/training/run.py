@@ -203,7 +203,7 @@ def resume(name: str, runs: str = "runs") -> Run:
 
 
 def _assemble(config: RunConfig, folder: RunFolder, checkpoint: Path | None) -> Run:
-    base = load_base(config.model, config.dtype, allow_pickle=config.allow_pickle)
+    base = load_base(config.model, config.dtype, allow_pickle=config.allow_pickle, quantize=config.quantize)
     config = config.model_copy(
         update={"cutoff_length": choose_cutoff(config.cutoff_length, base.model.config, config.model)}
     )
@@ -221,7 +221,27 @@ def _assemble(config: RunConfig, folder: RunFolder, checkpoint: Path | None) -> 
             base_model_name_or_path=config.model,
         ),
     )
-    return Run(folder, config, base, model, causal_lm(base), data, eval_data, checkpoint)
+    task = causal_lm(base)
+    if config.activation_checkpointing:
+        keep_less(base)
+    return Run(folder, config, base, model, task, data, eval_data, checkpoint)
+
+
+def keep_less(base: BaseModel) -> None:
+    """Let the base compute its layers again in the backward pass, in place of keeping their activations.
+
+    Raises:
+        ConfigError: the model knows no such way.
+    """
+    if not getattr(base.model, "supports_gradient_checkpointing", False):
+        raise ConfigError(
+            f"activation_checkpointing: {type(base.model).__name__} cannot compute its layers again; "
+            "leave it out, or lower micro_batch_size."
+        )
+    model = base.model
+    # The name that transformers 5 began with goes in its version 6.
+    newer = getattr(model, "activation_checkpointing_enable", None)
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def causal_lm(base: BaseModel) -> CausalLM:
