@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from loralab.core.algebra import padded
-from loralab.core.dropout import draw_seed, drop
+from loralab.core.dropout import draw_seed, drop, kept, masked
 
 __all__ = ["lora_linear", "low_rank", "low_rank_rows"]
 
@@ -50,9 +50,10 @@ def lora_linear(
 def low_rank(x: Tensor, factors: tuple[Tensor, Tensor, float], dropout: float = 0.0) -> Tensor:
     """Return scaling * B A drop(x) alone, for a base output that was computed elsewhere."""
     a_RI, b_OR, scaling = factors
-    dropped = drop(x, dropout, draw_seed()) if dropout > 0 else x
+    mask, factor = kept(x, dropout, draw_seed()) if dropout > 0 else (None, 1.0)
+    dropped = x if mask is None else masked(x, mask)
     dtype = _least_cast(x, a_RI)
-    low = (dropped.to(dtype) @ a_RI.to(dtype).t() @ b_OR.to(dtype).t()) * scaling
+    low = (dropped.to(dtype) @ a_RI.to(dtype).t() @ b_OR.to(dtype).t()) * (scaling * factor)
     return low if dtype == x.dtype else low.to(x.dtype)
 
 
@@ -95,8 +96,10 @@ def _computed(
     """Return the output, x as [T, I] and A drop(x), [T, R]."""
     x_TI = x.reshape(-1, x.shape[-1])
     dtype = _least_cast(x, a_RI)
-    dropped_TI = drop(x_TI, dropout, seed) if dropout > 0 else x_TI
-    low_TR = dropped_TI.to(dtype) @ a_RI.to(dtype).t()
+    mask, factor = kept(x_TI, dropout, seed)
+    low_TR = (x_TI if mask is None else masked(x_TI, mask)).to(dtype) @ a_RI.to(dtype).t()
+    if mask is not None:
+        low_TR.mul_(factor)
     out_TO = torch.nn.functional.linear(x_TI, weight_OI, bias_O)
     if dtype == out_TO.dtype:
         out_TO.addmm_(low_TR, b_OR.to(dtype).t(), alpha=scaling)
@@ -132,16 +135,18 @@ class _LoraLinear(torch.autograd.Function):
         a, b = a_RI.to(x_TI.dtype), b_OR.to(x_TI.dtype)
         grad_low_TR = grad_TO @ b
         grad_x = grad_a = grad_b = grad_weight = grad_bias = None
+        mask, factor = kept(x_TI, ctx.dropout, ctx.seed) if need_x or need_a else (None, 1.0)
+        scaling = ctx.scaling * factor
         if need_x:
             grad_x = grad_TO @ weight_OI
-            if ctx.dropout > 0:
-                grad_x.add_(drop(grad_low_TR @ a, ctx.dropout, ctx.seed), alpha=ctx.scaling)
+            if mask is None:
+                grad_x.addmm_(grad_low_TR, a, alpha=scaling)
             else:
-                grad_x.addmm_(grad_low_TR, a, alpha=ctx.scaling)
+                grad_x.add_(masked(grad_low_TR @ a, mask), alpha=scaling)
             grad_x = grad_x.view(ctx.shape)
         if need_a:
-            dropped_TI = drop(x_TI, ctx.dropout, ctx.seed)
-            grad_a = (grad_low_TR.t() @ dropped_TI).to(a_RI.dtype).mul_(ctx.scaling)
+            dropped_TI = x_TI if mask is None else masked(x_TI, mask)
+            grad_a = (grad_low_TR.t() @ dropped_TI).to(a_RI.dtype).mul_(scaling)
         if need_b:
             grad_b = (grad_TO.t() @ low_TR).to(b_OR.dtype).mul_(ctx.scaling)
         if need_weight:
