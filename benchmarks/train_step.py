@@ -1,8 +1,8 @@
 """Time one training step against PEFT, full fine-tuning and a frozen model: python benchmarks/train_step.py.
 
-The contestants have the same weights, tokens and loss; AdamW moves what each of them trains. "frozen" is what a
-step of LoRA could cost: forward, and the gradient through the activations alone. Each step trains on half of the
-tokens, as answers to prompts do. The error of a case is its loss after the last step.
+The contestants have the same weights, tokens and loss; AdamW moves what each of them trains. "frozen" is what
+a step of LoRA could cost: forward, and the gradient through the activations alone. Each step trains on half
+of the tokens, as answers to prompts do. The error of a case is its loss after the last step.
 """
 
 from collections.abc import Callable

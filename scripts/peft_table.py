@@ -31,7 +31,10 @@ Row = tuple[str, str, str]
 SAME, BETTER, REFUSED, NOT_HERE = "same", "better", "refused", "not here"
 
 SETTINGS = {
-    "target_modules": "an entry that matches nothing is refused; also `attention` and `feed-forward`",
+    "target_modules": (
+        "an entry that matches nothing is refused; also `attention` and `feed-forward`; a regex that names "
+        "experts reaches no other layers than those it matches"
+    ),
     "exclude_modules": "if it takes all targets away, the message says so",
     "fan_in_fan_out": "which way a weight lies is read off the layer; nothing to set, no warning",
     "ensure_weight_tying": "one parameter under two names, not two in one memory",
@@ -41,6 +44,10 @@ SETTINGS = {
     "lora_ga_config": "every kind of layer; a stored adapter is not run without its changed base",
     "target_parameters": "adapters of releases before 0.19 are known and turned round",
 }
+MIXED = (
+    "refused in them: merged adapters, `bias`, `target_parameters`, `MultiheadAttention`, initialisations "
+    "that change the base, a number of names other than that of the rows"
+)
 LIMITED = {
     "runtime_config": "`ephemeral_gpu_offload=True` is refused: there is nothing it would move",
     "megatron_core": "of use with `megatron_config` alone, which is refused",
@@ -49,17 +56,23 @@ LIMITED = {
 METHODS = {
     "add_weighted_adapter": "exact sums, no cross terms; rsLoRA, biases and all kinds of layers",
     "disable_adapter": "shows the base's own weights while merged, then the merged ones again",
-    "from_pretrained": "a tensor that does not fit is an error, not a warning; no keyword is passed over",
+    "from_pretrained": (
+        "a tensor that does not fit is an error, not a warning; a keyword that would do nothing is refused, "
+        "`device_map` of one device taken"
+    ),
     "load_adapter": "a tensor that does not fit is an error, not a warning",
     "merge_adapter": "summed in fp32 and rounded once, in any order; says what rounding took; `rounding`",
     "merge_and_unload": "as `merge_adapter`",
     "unmerge_adapter": "the original tensors come back bit for bit",
     "unload": "as `unmerge_adapter`",
-    "save_pretrained": "the same adapter gives the same bytes; safetensors only; never asks the network",
+    "save_pretrained": (
+        "the same adapter gives the same bytes; safetensors only; never asks the network; `max_shard_size` "
+        "and `save_function` are taken, for there is one file"
+    ),
     "set_adapter": "one step, however many layers; lists too",
     "delete_adapter": "",
-    "forward": "mixed batches in training too, with DoRA and different ranks",
-    "generate": "mixed batches with DoRA and different ranks",
+    "forward": f"mixed batches in training too, with DoRA and different ranks; {MIXED}",
+    "generate": f"mixed batches with DoRA and different ranks; {MIXED}",
     "merge": "as `merge_adapter`, for one layer",
     "unmerge": "the original tensor comes back bit for bit",
     "get_model_status": "",
@@ -116,6 +129,13 @@ FUNCTIONS = {
     "convert_to_lora": "in factor space",
     "prepare_model_for_kbit_training": "",
 }
+NOTED = {
+    "get_peft_model": (
+        "with `low_cpu_mem_usage` the factors are where their layers are, not on meta: what is loaded into "
+        "them next is copied there. `mixed` asks for nothing: every model runs several adapters at once"
+    ),
+}
+"""What is the same for who uses it, though not inside."""
 
 
 def row(name: str, note: str | None) -> Row:
@@ -216,6 +236,8 @@ def public() -> list[Row]:
         if hasattr(others, name):
             what = "a part of LoRA that is missing" if _is_part(name) else "another method than LoRA"
             rows.append((name, REFUSED, what))
+        elif name in NOTED:
+            rows.append((name, SAME, NOTED[name]))
         else:
             rows.append(row(name, FUNCTIONS.get(name)))
     if missing := [name for name in peft.__all__ if not hasattr(ours, name)]:

@@ -103,9 +103,7 @@ def test_a_subfolder_of_a_folder(folder: Path) -> None:
     assert find_folder(folder.parent, [], HubOptions(subfolder="poet")) == folder.parent / "poet"
 
 
-@pytest.mark.parametrize(
-    "keyword", ["device_map", "max_memory", "offload_folder", "ephemeral_gpu_offload", "subfoldr"]
-)
+@pytest.mark.parametrize("keyword", ["max_memory", "offload_folder", "ephemeral_gpu_offload", "subfoldr"])
 def test_keywords_that_would_do_nothing_are_refused(folder: Path, keyword: str) -> None:
     with pytest.raises(ConfigError, match=f"from_pretrained: {keyword}"):
         PeftModel.from_pretrained(net(), folder, **{keyword: "auto"})

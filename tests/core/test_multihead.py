@@ -194,7 +194,14 @@ def test_separate_widths_are_refused_and_taken_as_parameters() -> None:
         close(model(x, x[..., :8], x[..., :6])[0], out)
 
 
-@pytest.mark.parametrize("setting", [{"lora_dropout": 0.1}, {"lora_bias": True}, {"use_dora": True}])
+def test_dropout_that_does_not_reach_the_weights_is_said() -> None:
+    with pytest.warns(UserWarning, match="lora_dropout=0.1 does not reach 'attn'"):
+        model = LoraModel(Attention(), config("attn", lora_dropout=0.1, init_lora_weights=False))
+    x = torch.randn(2, 5, 16)
+    close(model.train()(x, x, x)[0], model.eval()(x, x, x)[0])
+
+
+@pytest.mark.parametrize("setting", [{"lora_bias": True}, {"use_dora": True}])
 def test_what_has_no_meaning_for_a_weight_is_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(TargetError, match=f"{next(iter(setting))}=.* has no meaning for 'attn'"):
         LoraModel(Attention(), config("attn", **setting))

@@ -125,9 +125,19 @@ def trained_behind_the_back(model: LoraModel, x: Tensor) -> None:
     model.eval()
 
 
+def averaged_behind_the_back(model: LoraModel, x: Tensor) -> None:
+    """As averaging of weights does between evaluations."""
+    for factor in model.lora_layers["layer"].factors("default"):
+        factor.data.mul_(1.4)
+
+
+def base_changed_behind_the_back(model: LoraModel, x: Tensor) -> None:
+    model.lora_layers["layer"].original_weight.data.mul_(0.4)
+
+
 CHANGES = [
     *(step, copied, base_copied, scaled, loaded, swapped, state_loaded, state_assigned, replaced),
-    trained_behind_the_back,
+    *(trained_behind_the_back, averaged_behind_the_back, base_changed_behind_the_back),
 ]
 
 

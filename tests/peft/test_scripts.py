@@ -84,6 +84,16 @@ def test_adapters_in_transformers(both: Both) -> None:
     assert ours["again"] == ours["injected"] == 0
 
 
+@script("experts.py")
+def test_adapters_of_single_experts(both: Both) -> None:
+    ours, theirs = both
+    close(ours["wrapped"], theirs["wrapped"])
+    close(ours["inside"], theirs["inside"])
+    close(ours["inside"], ours["wrapped"])
+    assert ours["trains"] == theirs["trains"]
+    assert ours["wrapped"] != pytest.approx(ours["plain"], abs=1e-3)
+
+
 @script("in_diffusers.py")
 def test_adapters_in_diffusers(both: Both) -> None:
     ours, theirs = both

@@ -15,5 +15,15 @@ def test_the_page_is_what_the_script_writes() -> None:
 def test_every_note_is_of_a_name() -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "peft_table.py"))
     names = {name for _, make in script["SECTIONS"].values() for name, _, _ in make()}
-    for table in ("SETTINGS", "LIMITED", "METHODS", "ABSENT", "LAYERS", "INITS", "COMBINED", "FUNCTIONS"):
+    for table in (
+        "SETTINGS",
+        "LIMITED",
+        "METHODS",
+        "ABSENT",
+        "LAYERS",
+        "INITS",
+        "COMBINED",
+        "FUNCTIONS",
+        "NOTED",
+    ):
         assert set(script[table]) <= names | {"True"}, table

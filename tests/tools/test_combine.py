@@ -239,10 +239,51 @@ def test_what_cannot_be_combined_is_named(make_adapter: MakeAdapter) -> None:
         make_adapter(rest={"head.weight": torch.ones(2, 2)}), r"head\.weight is saved in full and differs"
     )
     refused(make_adapter({"layers.0.q_proj": (12, 11)}), r"\[12, 11\] in 'other' and \[12, 10\] in 'plain'")
-    refused(make_adapter(fan_in_fan_out=True), "fan_in_fan_out is False in 'plain' and True in 'other'")
+    stack = make_adapter(layer_replication=[[0, 1], [0, 1]])
+    refused(stack, r"layer_replication is None in 'plain' and \[\[0, 1\], \[0, 1\]\] in 'other'")
     base = make_adapter(base_model_name_or_path="a/b")
     with pytest.raises(AdapterError, match="'one' was trained on 'a/b' and 'two' on 'c/d'"):
         combine({"one": base, "two": make_adapter(base_model_name_or_path="c/d")}, [1, 1])
+
+
+def test_metadata_that_changes_no_number_may_differ(
+    make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    adapters = {
+        "bare": make_adapter(),
+        "task": make_adapter(seed=1, task_type="CAUSAL_LM", fan_in_fan_out=True, revision="main"),
+        "base": make_adapter(seed=2, base_model_name_or_path="base", bias="lora_only"),
+        "spelt": make_adapter(seed=3, base_model_name_or_path=str(tmp_path / "base") + "/"),
+    }
+    adapters["bare"].config.auto_mapping = {"base_model_class": "Net"}
+    for order in (list(adapters), list(reversed(adapters))):
+        sum_ = combine({name: adapters[name] for name in order}, [1, 1, 1, 1]).adapter
+        assert (sum_.config.task_type, sum_.config.bias, sum_.config.revision) == (
+            "CAUSAL_LM",
+            "none",
+            "main",
+        )
+        assert Path(str(sum_.config.base_model_name_or_path)).resolve() == tmp_path / "base"
+        assert sum_.config.auto_mapping is None
+        wanted = true_sum(adapters, [1, 1, 1, 1])
+        assert all(away(factors, wanted[path]) < 1e-6 for path, factors in sum_.modules().items())
+
+
+def test_metadata_that_says_two_things_is_refused(make_adapter: MakeAdapter) -> None:
+    biases = {"layers.0.q_proj.base_layer.bias": torch.ones(12)}
+
+    def refused(one: dict[str, Any], two: dict[str, Any], fault: str) -> None:
+        with pytest.raises(AdapterError, match=fault):
+            combine({"one": make_adapter(**one), "none": make_adapter(), "two": make_adapter(**two)}, [1] * 3)
+
+    refused(
+        {"task_type": "CAUSAL_LM"}, {"task_type": "SEQ_CLS"}, "'CAUSAL_LM' in 'one' and 'SEQ_CLS' in 'two'"
+    )
+    with pytest.raises(AdapterError, match="bias is 'lora_only' in 'one' and 'all' in 'two'"):
+        combine(
+            {n: make_adapter(rest=biases, bias=b) for n, b in (("one", "lora_only"), ("two", "all"))}, [1, 1]
+        )
 
 
 def test_modules_saved_alike_are_kept(make_adapter: MakeAdapter) -> None:

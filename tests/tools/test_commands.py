@@ -77,6 +77,15 @@ def test_a_picture_without_matplotlib_is_one_line(run: Run, monkeypatch: pytest.
     assert "module\tr" in run("show", "one")
 
 
+@pytest.mark.parametrize("command", ["show one", "show no-such-adapter", "compare one two"])
+@pytest.mark.usefixtures("folders")
+def test_a_picture_goes_into_a_folder_that_is_there(run: Run, command: str) -> None:
+    told = run(*command.split(), "--plot", "none/deep/s.png", code=2)
+    assert "--plot none/deep/s.png: there is no folder none/deep; make it first." in told
+    assert told.count("\n") == 1
+    assert not Path("none").exists()
+
+
 @pytest.mark.usefixtures("folders")
 def test_dora_is_shown_resized_and_exported(run: Run, make_adapter: MakeAdapter) -> None:
     magnitudes = {f"{QUERY}.lora_magnitude_vector": torch.rand(24) + 1}
@@ -139,6 +148,16 @@ def test_export_and_extract_are_each_others_inverse(run: Run) -> None:
     assert "vllm writes nothing" in run(
         "export", "vllm", "--model", "base", "--adapter", "one", "--out", "x", code=2
     )
+
+
+def test_a_peft_adapter_of_gpt2_keeps_its_paths(run: Run, make_adapter: MakeAdapter) -> None:
+    path = "transformer.h.0.attn.c_attn"
+    write_adapter(make_adapter({path: (12, 4)}), "gpt2")
+    run("convert", "gpt2", "--out", "same")
+    run("convert", "gpt2/adapter_model.safetensors", "--lora-alpha", "6", "--out", "file")
+    assert [list(read_adapter(name).modules()) for name in ("same", "file")] == [[path], [path]]
+    run("convert", "gpt2", "--component", "transformer", "--out", "part")
+    assert list(read_adapter("part").modules()) == ["h.0.attn.c_attn"]
 
 
 @pytest.mark.usefixtures("folders")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from loralab.adapters import functional
+from loralab.adapters.arguments import batch_size, check_rows
 from loralab.adapters.kbit import let_gradients_in
 from loralab.adapters.wrapper import Wrapper
 from loralab.core.config import LoraConfig
@@ -24,17 +25,29 @@ class AdaptedModel(Wrapper):
         """Return what the base model returns, the active adapters applied.
 
         `adapter_names` gives every row of the batch an adapter of its own, or "__base__" for none.
+
+        Raises:
+            AdapterError: not one name for each row, no such adapter, or one that cannot be mixed.
         """
-        with self._rows(adapter_names):
+        with self._rows(adapter_names, batch_size(args, kwargs)):
             return self.base_model(*args, **kwargs)
 
     def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
-        """Return what the base model generates, the active adapters (or each row's own) applied."""
-        with self._rows(adapter_names):
+        """Return what the base model generates, the active adapters (or each row's own) applied.
+
+        Beams and several sequences of a row run with the row's adapter.
+
+        Raises:
+            AdapterError: as for `forward`.
+        """
+        with self._rows(adapter_names, batch_size(args, kwargs) or 1):
             return self.get_base_model().generate(*args, **kwargs)  # type: ignore[operator]
 
-    def _rows(self, names: Sequence[str] | None) -> AbstractContextManager[None]:
-        return contextlib.nullcontext() if names is None else self.base_model.rows(names)
+    def _rows(self, names: Sequence[str] | None, rows: int | None) -> AbstractContextManager[None]:
+        if names is None:
+            return contextlib.nullcontext()
+        check_rows(names, rows)
+        return self.base_model.rows(names)
 
     def get_base_model(self) -> nn.Module:
         """Return the base model, with the LoRA layers still in it; see `unload` to take them out."""

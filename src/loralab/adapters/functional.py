@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loralab.adapters.arguments import check_model, lora_config
+from loralab.adapters.moe_conversion import for_stacked_experts
 from loralab.adapters.peft_format import own_keys
 from loralab.core import targets
 from loralab.core.adapter import Adapter
@@ -60,11 +62,15 @@ def inject_adapter_in_model(
         ConfigError: the name is taken, or the model is a `PeftModel` or inside one.
         TargetError: the targets match nothing.
     """
+    check_model(model, "inject_adapter_in_model")
+    peft_config = lora_config(peft_config, "inject_adapter_in_model")
     if isinstance(model._modules.get("base_model"), LoraModel) or isinstance(model, LoraModel):
         raise ConfigError("inject_adapter_in_model takes a bare model; use model.add_adapter(name, config).")
     if state_dict is not None:
         paths = {key.partition(".lora_")[0] for key in own_keys(state_dict) if ".lora_" in key}
         peft_config = dataclasses.replace(peft_config, **_named(paths))
+    else:
+        peft_config = for_stacked_experts(model, peft_config)
     adapter = _zeros(model, peft_config) if low_cpu_mem_usage else None
     lora: LoraModel | None = model.__dict__.get(_PLACE)
     # Others take layers and `peft_config` out of the model by themselves.
@@ -117,6 +123,7 @@ def check_known(lora: LoraModel, name: str) -> None:
 
 def check_bare(model: nn.Module) -> None:
     """Raise ConfigError if `model` has adapted layers, which a second wrapping would lose sight of."""
+    check_model(model, "an adapted model")
     if any(isinstance(module, Switchable) for module in model.modules()):
         raise ConfigError(
             "the model has adapters already; use add_adapter on it, or unload() for the base as it was."

@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from loralab.adapters.arguments import check_place
 from loralab.adapters.embeddings import set_embeddings, split_embeddings
 from loralab.adapters.functional import PeftWarning, cast_layer
+from loralab.adapters.moe_conversion import for_stacked_experts
+from loralab.adapters.moe_factors import stack_factors
 from loralab.adapters.peft_format import PICKLE_FILE, WEIGHTS_FILE, read_config, read_tensors
 from loralab.adapters.state_dict import LoadResult, renamed, set_peft_model_state_dict
 from loralab.adapters.wrapper import Wrapper
@@ -69,13 +72,15 @@ def read_stored(model: nn.Module, model_id: str | Path, how: How) -> Stored:
     Raises:
         AdapterError: there is none, it cannot be read, or its embeddings have another size.
     """
+    check_place(model_id, "loading an adapter")
     folder = find_folder(model_id, [CONFIG_FILE, WEIGHTS_FILE, PICKLE_FILE, "loralab.json"], how.hub)
     config = how.config or read_config(folder)
     config = dataclasses.replace(config, inference_mode=not how.is_trainable)
+    config = for_stacked_experts(model, config)
     mapping = how.key_mapping
     if mapping is None:
         mapping = getattr(model, "_checkpoint_conversion_mapping", None)
-    tensors = renamed(read_tensors(folder, allow_pickle=how.allow_pickle), mapping)
+    tensors = stack_factors(model, renamed(read_tensors(folder, allow_pickle=how.allow_pickle), mapping))
     own, embeddings = split_embeddings(model, config, tensors)
     return Stored(Adapter(config, own), embeddings)
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from loralab.adapters import functional
 from loralab.adapters.adapted_model import AdaptedModel
+from loralab.adapters.arguments import check_save_keywords, lora_config, without_device_map
 from loralab.adapters.kbit import let_gradients_in
 from loralab.adapters.loading import How, finish_loading, is_training, keep_dtypes, read_stored
+from loralab.adapters.moe_conversion import for_stacked_experts
 from loralab.adapters.peft_format import own_keys, write_adapter
 from loralab.adapters.saving import for_original_base, write_card
 from loralab.adapters.state_dict import LoadResult, get_peft_model_state_dict
@@ -24,6 +26,8 @@ from loralab.errors import ConfigError
 from loralab.hub import upload_folder
 
 __all__ = ["PeftModel"]
+
+_SAVE_KEYWORDS = ("selected_adapters", "save_embedding_layers", "path_initial_model_for_weight_conversion")
 
 
 class PeftModel(AdaptedModel):
@@ -83,22 +87,27 @@ class PeftModel(AdaptedModel):
         path_initial_model_for_weight_conversion: str | Path | None = None,
         *,
         state_dict: Mapping[str, Tensor] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Write adapters as PEFT does: "default" into the folder itself, others into folders of their names.
 
         Values come from `state_dict`, the state of the whole model, where one is given. With
         `path_initial_model_for_weight_conversion`, where the adapter was saved before training, an
-        adapter of a changed base (PiSSA and the like) is written for the base as it was.
+        adapter of a changed base (PiSSA and the like) is written for the base as it was. An adapter is one
+        file, written whole by the main process, so `max_shard_size` and `save_function` change nothing.
 
         Raises:
-            ConfigError: `safe_serialization=False`; loralab writes no pickles.
+            ConfigError: `safe_serialization=False`, for loralab writes no pickles; or another keyword
+                that would do nothing.
             AdapterError: there is no such adapter.
         """
+        check_save_keywords(kwargs, _SAVE_KEYWORDS)
         if not safe_serialization:
             raise ConfigError(
                 "safe_serialization=False would write a pickle; loralab writes safetensors only."
             )
-        names = list(self.peft_config) if selected_adapters is None else list(selected_adapters)
+        chosen = [selected_adapters] if isinstance(selected_adapters, str) else selected_adapters
+        names = list(self.peft_config if chosen is None else chosen)
         start = path_initial_model_for_weight_conversion
         for name in names:
             tensors = get_peft_model_state_dict(
@@ -165,7 +174,8 @@ class PeftModel(AdaptedModel):
 
         `model_id` is a folder or a hub id; `config` takes the place of the config there. Further keywords
         are `ignore_mismatched_sizes`, `allow_pickle` and those of `HubOptions`. Every tensor goes where its
-        base layer is, whatever `torch_device` says, and `low_cpu_mem_usage` is how it is done anyway.
+        base layer is, whatever `torch_device` or a `device_map` of one device says, and
+        `low_cpu_mem_usage` is how it is done anyway.
 
         Raises:
             AdapterError: the files cannot be read, or do not fit the model, which is then unchanged.
@@ -175,10 +185,13 @@ class PeftModel(AdaptedModel):
             raise ConfigError("the model has adapters already; use model.load_adapter(folder, name).")
         functional.check_bare(model)
         how = How.from_keywords(
-            {**kwargs, "ephemeral_gpu_offload": ephemeral_gpu_offload},
+            {
+                **without_device_map(kwargs, model, "from_pretrained"),
+                "ephemeral_gpu_offload": ephemeral_gpu_offload,
+            },
             "from_pretrained",
             is_trainable=is_trainable,
-            config=config,
+            config=None if config is None else lora_config(config, "from_pretrained"),
             autocast=autocast_adapter_dtype,
             key_mapping=key_mapping,
         )
@@ -213,7 +226,10 @@ class PeftModel(AdaptedModel):
             ConfigError: a keyword would do nothing.
         """
         how = How.from_keywords(
-            {**kwargs, "ephemeral_gpu_offload": ephemeral_gpu_offload},
+            {
+                **without_device_map(kwargs, self.get_base_model(), "load_adapter"),
+                "ephemeral_gpu_offload": ephemeral_gpu_offload,
+            },
             "load_adapter",
             is_trainable=is_trainable,
             autocast=autocast_adapter_dtype,
@@ -238,6 +254,7 @@ def class_for(config: LoraConfig) -> type[PeftModel]:
 
 def with_base(config: LoraConfig, model: nn.Module) -> LoraConfig:
     """Return the config with the base model's name in it, and its class where no task type tells it."""
+    config = for_stacked_experts(model, lora_config(config, "an adapted model"))
     name = config.base_model_name_or_path or getattr(model, "name_or_path", None) or None
     mapping = config.auto_mapping
     if config.task_type is None and mapping is None:

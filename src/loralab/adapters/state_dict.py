@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from loralab.adapters.embeddings import embedding_tensors, set_embeddings, split_embeddings
 from loralab.adapters.functional import adapted, check_known
+from loralab.adapters.moe_factors import stack_factors
 from loralab.adapters.peft_format import PICKLE_FILE, PREFIX, WEIGHTS_FILE, own_keys, read_tensors
 from loralab.core.layers.switchable import Switchable
 from loralab.core.model import LoraModel
@@ -85,7 +86,7 @@ def set_peft_model_state_dict(
     lora = adapted(model)
     check_known(lora, adapter_name)
     config = lora.peft_config[adapter_name]
-    tensors = own_keys(peft_model_state_dict)
+    tensors = stack_factors(lora.model, own_keys(peft_model_state_dict))
     given, embeddings = split_embeddings(lora.model, config, tensors, whole=True)
     own = dict(lora.adapter(adapter_name).tensors)
     differing = [

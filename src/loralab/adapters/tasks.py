@@ -4,6 +4,7 @@ import dataclasses
 
 from torch import nn
 
+from loralab.adapters.arguments import check_model, lora_config
 from loralab.adapters.peft_model import PeftModel, class_for
 from loralab.core.config import LoraConfig
 from loralab.errors import ConfigError
@@ -66,7 +67,8 @@ def get_peft_model(
 ) -> PeftModel:
     """Return `model` with a new adapter attached to it. The model itself is changed in place.
 
-    `revision` is that of the base model, and goes into the adapter's config.
+    `revision` is that of the base model, and goes into the adapter's config. Every model takes adapters of
+    all kinds side by side, and runs several at once, so `mixed` asks for nothing more.
 
     >>> from torch import nn
     >>> from loralab import LoraConfig, get_peft_model
@@ -77,14 +79,12 @@ def get_peft_model(
 
     Raises:
         TargetError: `target_modules` matches nothing, or an entry of a list matches nothing.
-        ConfigError: the model has adapters already; use `add_adapter`. Or `mixed`, which mixes methods.
+        ConfigError: the model has adapters already, use `add_adapter`; or the config is none of LoRA.
     """
+    check_model(model, "get_peft_model")
     if isinstance(model, PeftModel):
         raise ConfigError("the model has adapters already; use model.add_adapter(name, config) for one more.")
-    if mixed:
-        raise ConfigError(
-            "mixed=True is for adapters of several methods; LoRA adapters of all kinds need no such model."
-        )
+    peft_config = lora_config(peft_config, "get_peft_model")
     if revision is not None:
         peft_config = dataclasses.replace(peft_config, revision=revision)
     return class_for(peft_config)(model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)

@@ -53,7 +53,8 @@ def check_picture(path: Path | None) -> None:
     """Refuse a picture that could not be drawn, before any work.
 
     Raises:
-        ConfigError: the name says a format that is not drawn here, or matplotlib is not installed.
+        ConfigError: the name says a format that is not drawn here, its folder is missing, or matplotlib is
+            not installed.
     """
     if path is None:
         return
@@ -61,6 +62,8 @@ def check_picture(path: Path | None) -> None:
         raise ConfigError(f"--plot {path}: the name of a picture must end in .png, .svg or .pdf.")
     if path.is_dir():
         raise ConfigError(f"--plot {path}: a folder; expected the name of a file to write.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--plot {path}: there is no folder {path.parent}; make it first.")
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("drawing needs the package 'matplotlib'; install it: pip install 'loralab[plot]'.")
 

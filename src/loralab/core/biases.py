@@ -1,6 +1,6 @@
 """The base's own biases, trained by at most one adapter of a model (`bias`)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from torch import Tensor, nn
 
@@ -41,15 +41,18 @@ def biases_of(
 
 
 class Biases:
-    """Values of trained biases: an adapter's stand in the model while it is enabled, the base's aside."""
+    """Values of trained biases: an adapter's stand in the model while it runs, else the base's do."""
 
     def __init__(self) -> None:
         self._parameters: dict[str, dict[str, nn.Parameter]] = {}
         self._aside: dict[str, Tensor] = {}
-        self._enabled = True
+        self._shown: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._parameters
 
     def start(self, name: str, parameters: dict[str, nn.Parameter]) -> None:
-        """Let the adapter `name` train these; it starts from the base's values."""
+        """Let the adapter `name` train these; it starts from the base's values, and is not shown yet."""
         if parameters:
             self._parameters[name] = parameters
             self._aside |= {key: bias.detach().clone() for key, bias in parameters.items()}
@@ -59,19 +62,18 @@ class Biases:
         for bias in self._parameters.get(name, {}).values():
             bias.requires_grad_(trains)
 
-    def enable(self, enabled: bool) -> None:
-        """Show the adapters' values, or the base's."""
-        if enabled != self._enabled:
-            for name in self._parameters:
+    def show(self, names: Collection[str]) -> None:
+        """Let the values of these adapters stand in the model, and the base's for all others."""
+        for name in self._parameters:
+            if (name in names) != (name in self._shown):
                 self._swap(name)
-        self._enabled = enabled
+        self._shown = {name for name in self._parameters if name in names}
 
     def forget(self, name: str) -> None:
         """Give the base its own biases back, frozen."""
         if name not in self._parameters:
             return
-        if self._enabled:
-            self._swap(name)
+        self.show(self._shown - {name})
         for key, bias in self._parameters.pop(name).items():
             bias.requires_grad_(False)
             del self._aside[key]
@@ -79,7 +81,8 @@ class Biases:
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return an adapter's values by their keys in a file."""
         parameters = self._parameters.get(name, {})
-        return {key: bias if self._enabled else self._aside[key] for key, bias in parameters.items()}
+        shown = name in self._shown
+        return {key: bias if shown else self._aside[key] for key, bias in parameters.items()}
 
     def _swap(self, name: str) -> None:
         swapped: dict[int, Tensor] = {}  # one tensor may stand under several names

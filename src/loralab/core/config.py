@@ -39,6 +39,9 @@ _HEADS = {
     "QUESTION_ANS": ("qa_outputs",),
 }
 
+_OLD = ("merge_weights",)
+"""Settings of old files that say how a model was to be kept, not what the adapter computes."""
+
 _EMPTY: tuple[Any, ...] = (None, False, [], {}, "")
 
 
@@ -191,6 +194,13 @@ class LoraConfig(PeftConfig):
             raise AdapterError(f"{where}: peft_type is {kind!r}; loralab reads 'LORA' adapters only.")
         unknown = {key: value for key, value in values.items() if key not in known}
         for key, value in unknown.items():
+            if key in _OLD and "enable_lora" not in unknown:
+                continue
+            if key == "enable_lora" and value not in _EMPTY:
+                raise AdapterError(
+                    f"{where}: enable_lora is of PEFT before 0.3, which kept fused layers otherwise; "
+                    "'loralab convert' turns such an adapter into one of today."
+                )
             if value not in _EMPTY:
                 raise AdapterError(
                     f"{where}: unknown setting {key!r} = {value!r}, which may change what the adapter "
@@ -260,6 +270,14 @@ def _faults(config: LoraConfig) -> list[str]:
     if not isinstance(config.lora_dropout, int | float) or not 0 <= config.lora_dropout < 1:
         faults.append(f"lora_dropout is {config.lora_dropout!r}; expected a probability from 0 to below 1")
     faults += _wrong_kinds(config)
+    if not isinstance(config.init_lora_weights, bool | str):
+        faults.append(f"init_lora_weights is {config.init_lora_weights!r}; expected True, False or a name")
+    for name in ("rank_pattern", "alpha_pattern"):
+        for key in getattr(config, name):
+            try:
+                re.compile(key)
+            except re.error as error:
+                faults.append(f"{name}: {key!r} is not a regular expression: {error}")
     if config.use_dora and config.lora_bias:
         faults.append("lora_bias goes with plain LoRA only: DoRA scales whole outputs; leave one of them out")
     if config.bias not in ("none", "all", "lora_only"):

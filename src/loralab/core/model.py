@@ -11,7 +11,8 @@ from loralab.core.adapter import Adapter
 from loralab.core.config import LoraConfig
 from loralab.core.init_config import check_sub_configs
 from loralab.core.layers import BASE, Activation, LoraLayer
-from loralab.core.merge import LayerMerge, MergeReport, Rounding, check_rounding
+from loralab.core.layers.mergeable import Mergeable
+from loralab.core.merge import LayerMerge, Merged, MergeReport, Rounding, check_rounding
 from loralab.core.parts import Parts
 from loralab.core.peft_answers import (
     delete_adapter,
@@ -139,7 +140,11 @@ class LoraModel(nn.Module):
     targeted_parameter_names = property(targeted_parameter_names)
 
     def unload(self) -> nn.Module:
-        """Return the base model as it was before the first adapter, merged weights undone."""
+        """Return the base model as it was before the first adapter, merged weights undone.
+
+        Where an active adapter goes with a base weight of its own, as after PiSSA, that weight stays, so that
+        the two can be saved. `detach` the adapter first to have the old one back.
+        """
         self.unmerge_adapter()
         for name in self.peft_config:
             self._parts.biases.forget(name)
@@ -152,7 +157,7 @@ class LoraModel(nn.Module):
         self,
         progressbar: bool = False,
         safe_merge: bool = True,
-        adapter_names: Sequence[str] | None = None,
+        adapter_names: str | Sequence[str] | None = None,
         *,
         rounding: Rounding = "nearest",
     ) -> nn.Module:
@@ -172,7 +177,10 @@ class LoraModel(nn.Module):
         """Return the base model with what is merged now left in its weights, and what is not gone."""
         untied = self._parts.untied()
         self._parts.settle_replication()
-        self._parts.take_out({id(w): w.shown for w in self._parts.of(ModulesToSaveWrapper)})
+        merged = self.merged_adapters or self.active_adapters
+        self._parts.biases.show(merged)
+        shown = {id(w): w.copy_of(merged) for w in self._parts.of(ModulesToSaveWrapper)}
+        self._parts.take_out(shown)
         self.peft_config = {}
         config = getattr(self.model, "config", None)
         if untied and getattr(config, "tie_word_embeddings", False):
@@ -204,11 +212,25 @@ class LoraModel(nn.Module):
         for name in dict.fromkeys((*self._activation.names, *names)):
             self._parts.train(name, name in names and not inference_mode)
         self._activation.names = tuple(names)
+        self._parts.show_own()
 
     def _check_together(self, names: Sequence[str]) -> None:
         """Raise AdapterError if adapters cannot run at the same time."""
         for wrapper in self._parts.of(TrainableTokensWrapper):
             wrapper.token_adapter.check_disjoint(names)
+        changers = [name for name in names if name in self._parts.changers()]
+        if len(changers) > 1:
+            raise AdapterError(
+                f"{changers[0]!r} and {changers[1]!r} each go with a base weight of their own; only one "
+                "of them can run at a time."
+            )
+        for path, part in self.wrappers.items():
+            held = [name for name in names if name in part.adapters]
+            if len(held) > 1 and isinstance(part, ModulesToSaveWrapper):
+                raise AdapterError(
+                    f"{held[0]!r} and {held[1]!r} both have a full copy of {path!r}; only one of them can "
+                    "run at a time."
+                )
 
     @property
     def adapters_enabled(self) -> bool:
@@ -233,20 +255,25 @@ class LoraModel(nn.Module):
         Raises:
             AdapterError: there is no such adapter, or adapters are merged.
         """
+        if isinstance(names, str) or not names:
+            raise AdapterError(f"adapter_names is {names!r}; expected one name for each row of the batch.")
         self._known([name for name in names if name != BASE])
         if self.merged_adapters:
             raise AdapterError("a mixed batch needs the base's own weights; call unmerge_adapter() first.")
         for name in set(names) - {BASE}:
-            if any(name in wrapper.adapters for wrapper in self._parts.of(ModulesToSaveWrapper)):
+            if name in self._parts.biases or name in self._parts.changers():
                 raise AdapterError(
-                    f"adapter {name!r} has modules_to_save, which run for a whole batch; it cannot be mixed."
+                    f"adapter {name!r} goes with other biases or weights of the base, which all rows share; "
+                    "it cannot be mixed."
                 )
         before = self._activation.rows
         self._activation.rows = tuple(names)
+        self._parts.show_own()
         try:
             yield
         finally:
             self._activation.rows = before
+            self._parts.show_own()
 
     # merge and unmerge
 
@@ -257,7 +284,7 @@ class LoraModel(nn.Module):
 
     def merge_adapter(
         self,
-        adapter_names: Sequence[str] | None = None,
+        adapter_names: str | Sequence[str] | None = None,
         safe_merge: bool = True,
         *,
         rounding: Rounding = "nearest",
@@ -272,7 +299,8 @@ class LoraModel(nn.Module):
         Raises:
             AdapterError: no such adapter, or a merged weight would not be finite; nothing is changed.
         """
-        names = self.active_adapters if adapter_names is None else list(adapter_names)
+        given = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        names = self.active_adapters if given is None else list(given)
         together = [*self.merged_adapters, *(n for n in names if n not in self.merged_adapters)]
         return self.swap_adapter(together, rounding=rounding)
 
@@ -291,12 +319,11 @@ class LoraModel(nn.Module):
         check_rounding(rounding)
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         self._known(names)
-        built = [
-            (place, part, part.merged_weights(names, rounding))
-            for place, part in self._parts.mergeable().items()
-        ]
+        built = self._built(names, rounding)
         for _, part, merged in built:
             part.install(names, merged.parameters)
+        if not names:
+            self._parts.show_own()
         return MergeReport(
             {
                 place: LayerMerge(float(merged.wanted), float(merged.missed))
@@ -307,6 +334,22 @@ class LoraModel(nn.Module):
 
     # inside
 
+    def _built(self, names: Sequence[str], rounding: Rounding) -> list[tuple[str, Mergeable, Merged]]:
+        """Return every part with these adapters merged, not yet in place; after an error all is as it was."""
+        parts = self._parts.mergeable()
+        before = self.merged_adapters
+        if self._parts.changers():  # adapters that are merged onto base weights of their own
+            for part in parts.values():
+                part.install([], {})
+            self._parts.show_bases(names)
+        try:
+            return [(place, part, part.merged_weights(names, rounding)) for place, part in parts.items()]
+        except AdapterError:
+            if self._parts.changers():
+                self._parts.show_own()
+                self.swap_adapter(before)
+            raise
+
     def _known(self, names: Sequence[str]) -> None:
         for name in names:
             if name not in self.peft_config:
@@ -316,8 +359,10 @@ class LoraModel(nn.Module):
                 )
 
     def _check_name(self, name: str, config: LoraConfig) -> None:
-        if not name or "." in name or name == "__base__":
+        if not isinstance(name, str) or not name or "." in name or name == BASE:
             raise ConfigError(f"adapter name {name!r}: expected a word without dots, and not '__base__'.")
+        if any(hasattr(kind(), name) for kind in (nn.ModuleDict, nn.ParameterDict)):
+            raise ConfigError(f"adapter name {name!r}: torch's modules have an attribute of that name.")
         if name in self.peft_config:
             raise ConfigError(
                 f"there is an adapter {name!r} already; choose another name or delete it first."

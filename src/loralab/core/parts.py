@@ -1,7 +1,7 @@
 """The parts of one model that adapters have changed: LoRA layers, modules in full, tokens, biases."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +19,7 @@ from loralab.core.replicate import Replication, replicate
 from loralab.core.saved import AuxiliaryTrainingWrapper
 from loralab.core.tokens import TOKEN_ROWS, TrainableTokensWrapper
 from loralab.core.tying import embedding_path
-from loralab.errors import ConfigError, LoralabError
+from loralab.errors import ConfigError
 
 __all__ = ["Parts"]
 
@@ -36,6 +36,7 @@ class Parts:
         """By their place in files."""
         self.wrappers: dict[str, AuxiliaryTrainingWrapper] = {}
         self.biases = Biases()
+        self._shared: list[tuple[nn.Module, str, nn.Module]] = []
         self._replication: Replication | None = None
         self._fast_paths: list[tuple[nn.Module, str, Any]] = []
 
@@ -50,7 +51,7 @@ class Parts:
         replication = self._replicated(config, first)
         try:
             return self._attach(name, config, adapter, first)
-        except LoralabError:
+        except BaseException:
             if replication is not None:
                 replication.undo()
                 self._replication = None
@@ -66,15 +67,12 @@ class Parts:
             adapter = _translated(adapter, plan)
             check_fit(name, adapter, _expected(plan, biases), type(self.model).__name__)
             check_tied(adapter, plan)
-        trains = first and not config.inference_mode
-        weights = [(layer, layer.original_weight) for layer in plan.layers.values()]
+        trains = False  # until it is made active
         try:
             self._add_parts(name, plan, adapter, trains)
-        except LoralabError:
+        except BaseException:  # whatever it was, the base stays as it is
             for part in plan.parts.values():
                 part.delete_adapter(name)
-            for layer, weight in weights:
-                layer.put_back(weight)
             raise
         if first:
             self.model.requires_grad_(False)
@@ -116,6 +114,10 @@ class Parts:
             part = plan.parts[path]
             if id(part) not in known:
                 swaps[id(targets.original(part))] = part
+        for path, module in plan.shared.items():
+            parent, _, name = path.rpartition(".")
+            self._shared.append((self.model.get_submodule(parent), name, module))
+            swaps[id(module)] = plan.layers[plan.source or ""]
         if swaps:
             targets.replace(self.model, swaps)
         self.layers |= plan.layers
@@ -183,6 +185,9 @@ class Parts:
         """Put the base's modules back; in the place of a part in `shown` goes that module."""
         swaps = {id(part): shown.get(id(part), targets.original(part)) for part in self.all()}
         targets.replace(self.model, swaps)
+        for parent, name, module in self._shared:
+            setattr(parent, name, module)
+        self._shared = []
         for module, key, fast in self._fast_paths:
             setattr(module, key, fast)
         self.layers, self.wrappers, self._fast_paths, self._replication = {}, {}, [], None
@@ -232,10 +237,26 @@ class Parts:
 
     def enable(self, enabled: bool) -> None:
         """Show what adapters made of the base's own tensors, or the base's own."""
-        self.biases.enable(enabled)
         self.activation.enabled = enabled
         for part in self.mergeable().values():
             part.show_merged(enabled)
+        self.show_own()
+
+    def show_own(self) -> None:
+        """Let the base's biases and weights be those that go with the running adapters."""
+        active = self.activation
+        names = active.names if active.enabled and active.rows is None else ()
+        self.biases.show(names)
+        self.show_bases(names)
+
+    def changers(self) -> set[str]:
+        """Return the names of the adapters that go with base weights of their own."""
+        return {name for layer in self.layers.values() for name in layer.changers}
+
+    def show_bases(self, names: Sequence[str]) -> None:
+        """Let the base's weights be those that go with these adapters."""
+        for layer in self.layers.values():
+            layer.show_base(names)
 
     def untied(self) -> bool:
         """Return whether a merge gave modules that shared the embedding's weight different ones."""

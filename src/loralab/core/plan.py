@@ -14,6 +14,7 @@ from loralab.core.saved import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from loralab.core.targets import original
 from loralab.core.tokens import TrainableTokensWrapper
 from loralab.core.tying import TiedLayer, embedding_path, tied_paths
+from loralab.core.unmatched import check_unmatched
 from loralab.errors import ConfigError, TargetError, did_you_mean
 
 __all__ = ["Plan", "Planner"]
@@ -34,6 +35,8 @@ class Plan:
     source: str | None = None
     """The embedding whose full copy the other tied modules in `saved` share."""
     tied: tuple[str, ...] = ()
+    shared: dict[str, nn.Module] = field(default_factory=dict)
+    """Other embeddings that the layer at `source` stands for as well, as in encoder-decoder models."""
 
     @property
     def parts(self) -> dict[str, LoraLayer | AuxiliaryTrainingWrapper]:
@@ -74,6 +77,8 @@ class Planner:
         self._add_parameters(plan)
         self._add_saved(plan)
         self._add_tokens(plan)
+        if self.fresh:
+            check_unmatched(self.config, self.modules, [layer.path for layer in plan.layers.values()])
         plan.config = self._resolved(plan, found.paths)
         return plan
 
@@ -137,6 +142,9 @@ class Planner:
                 )
             plan.layers |= (layer or wrap(module, path, self.activation)).parts(path)
         for path in follows:
+            if isinstance(self.modules[path], nn.Embedding):
+                plan.shared[path] = self._alike(path)
+                continue
             existing = self.layers.get(path)
             if existing is not None and not isinstance(existing, TiedLayer):
                 raise TargetError(
@@ -144,6 +152,17 @@ class Planner:
                 )
             source = plan.layers[self.source or ""]
             plan.layers[path] = existing or TiedLayer(self.modules[path], self.activation, source)
+
+    def _alike(self, path: str) -> nn.Module:
+        """Return the embedding at `path`, which does what the input embedding does and can give way to it."""
+        module, source = self.modules[path], self.modules[self.source or ""]
+        scales = [float(getattr(m, "embed_scale", None) or 1.0) for m in (module, source)]
+        if scales[0] != scales[1]:
+            raise TargetError(
+                f"ensure_weight_tying: {path!r} scales its output by {scales[0]:g} and {self.source!r} by "
+                f"{scales[1]:g}; they cannot have one adapter. Leave it out, and name the embedding in use."
+            )
+        return module
 
     def _add_parameters(self, plan: Plan) -> None:
         for path, names in targets.find_parameters(self.model, self.config).items():
@@ -188,9 +207,10 @@ class Planner:
     # in full
 
     def _saved_paths(self) -> list[str]:
-        found = []
+        found: list[str] = []
         for name in dict.fromkeys((*(self.config.modules_to_save or ()), *self.config.heads)):
-            paths = self._named(name)
+            # By the end of the path, as PEFT does: "norm" is every module whose name ends so.
+            paths = [p for p in self.modules if p.endswith(name) and not any(_inside(p, f) for f in found)]
             if not paths and self.fresh and name not in self.config.heads:
                 raise TargetError(
                     f"modules_to_save: {name!r} matches no module.{did_you_mean(name, self._leaves())}"
@@ -298,3 +318,7 @@ class Planner:
             layers_to_transform=layers,
             layers_pattern=config.layers_pattern if layers is not None else None,
         )
+
+
+def _inside(path: str, outer: str) -> bool:
+    return path == outer or path.startswith(f"{outer}.")

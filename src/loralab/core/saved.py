@@ -2,9 +2,10 @@
 
 import copy
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from loralab.core.layers.activation import Activation
@@ -80,11 +81,13 @@ class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
 
     @property
     def shown(self) -> nn.Module:
-        if self._activation.enabled and self._activation.rows is None:
-            for name in self._activation.names:
-                if name in self.modules_to_save:
-                    return self.modules_to_save[name]
-        return self.original_module
+        running = self._activation.enabled and self._activation.rows is None
+        return self.copy_of(self._activation.names) if running else self.original_module
+
+    def copy_of(self, names: Sequence[str]) -> nn.Module:
+        """Return the copy of the one of these adapters that has one, else the original module."""
+        found = next((name for name in names if name in self.modules_to_save), None)
+        return self.original_module if found is None else self.modules_to_save[found]
 
     @property
     def weight(self) -> Any:
@@ -92,5 +95,18 @@ class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
         return self.shown.weight
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the active adapter's copy, or else the original module, returns."""
-        return self.shown(*args, **kwargs)
+        """Return what the active adapter's copy, or else the original module, returns.
+
+        In a mixed batch each row is given to its adapter's copy, if it has one.
+        """
+        active = self._activation
+        mixed = [name for name in dict.fromkeys(active.rows or ()) if name in self.modules_to_save]
+        if not mixed or not active.enabled:
+            return self.shown(*args, **kwargs)
+        x, *rest = args
+        output: Tensor = self.original_module(x, *rest, **kwargs)
+        for name in mixed:
+            index = torch.tensor(active.rows_of(name, x.shape[0]), device=x.device)
+            own: Tensor = self.modules_to_save[name](x[index], *rest, **kwargs)
+            output = output.index_copy(0, index, own.to(output.dtype))
+        return output

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from loralab.core.algebra import wide
-from loralab.core.layers.activation import BASE, Activation
+from loralab.core.layers.activation import Activation
 from loralab.core.layers.mergeable import Mergeable
 from loralab.core.merge import Merged, Rounding, total
 from loralab.core.saved import AuxiliaryTrainingWrapper
@@ -106,17 +106,9 @@ class TrainableTokensLayer(Mergeable):
             self.rows(name).requires_grad_(trains)
 
     def running(self) -> list[str]:
-        """Return the names of the adapters that replace rows now."""
+        """Return the names of the adapters that replace rows now, for all of a batch."""
         active = self._activation
-        if not active.enabled:
-            return []
-        if active.rows is not None:
-            mixed = [name for name in active.rows if name != BASE and name in self.adapters]
-            if mixed:
-                raise AdapterError(
-                    f"adapter {mixed[0]!r} has trainable tokens, which all rows of a batch share; "
-                    "it cannot be mixed."
-                )
+        if not active.enabled or active.rows is not None:
             return []
         return [name for name in active.names if name in self.adapters and name not in self.merged_adapters]
 
@@ -132,20 +124,30 @@ class TrainableTokensLayer(Mergeable):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the base's output, the trained rows in place of the old ones."""
         output = self._base(x, *args, **kwargs)
+        active = self._activation
+        if active.enabled and active.rows is not None:
+            for name in dict.fromkeys(active.rows):
+                if name in self.adapters:
+                    index = torch.tensor(active.rows_of(name, x.shape[0]), device=x.device)
+                    own = self._replaced(name, x[index], output[index])
+                    output = output.index_copy(0, index, own)
         for name in self.running():
-            rows_ND = self.rows(name).to(output.dtype)
-            if self.lookup:
-                slot = self._source()._slots[name].to(x.device)[x]
-                new = rows_ND[slot.clamp_min(0)]
-                scale = getattr(self.base_layer, "embed_scale", None)
-                new = new if scale is None else new * scale
-                output = torch.where((slot >= 0).unsqueeze(-1), new, output)
-            else:
-                index = self._source()._indices[name].to(x.device)
-                bias = None if self.bias is None else self.bias[index]
-                scores = nn.functional.linear(x, rows_ND, bias)
-                output = output.index_copy(-1, index, scores.to(output.dtype))
+            output = self._replaced(name, x, output)
         return output
+
+    def _replaced(self, name: str, x: Tensor, output: Tensor) -> Tensor:
+        """Return the output with an adapter's rows in place of the base's."""
+        rows_ND = self.rows(name).to(output.dtype)
+        if self.lookup:
+            slot = self._source()._slots[name].to(x.device)[x]
+            new = rows_ND[slot.clamp_min(0)]
+            scale = getattr(self.base_layer, "embed_scale", None)
+            new = new if scale is None else new * scale
+            return torch.where((slot >= 0).unsqueeze(-1), new, output)
+        index = self._source()._indices[name].to(x.device)
+        bias = None if self.bias is None else self.bias[index]
+        scores = nn.functional.linear(x, rows_ND, bias)
+        return output.index_copy(-1, index, scores.to(output.dtype))
 
     def merged_weights(self, names: Sequence[str], rounding: Rounding = "nearest") -> Merged:
         names = sorted(name for name in names if name in self.adapters)

@@ -5,8 +5,11 @@ Shape key: I in, O out, R rank, N adapters.
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +21,7 @@ from loralab.core.derived import joint_targets
 from loralab.core.mixing import MIXES, Mix, sign_conflict
 from loralab.core.svd import product_svd
 from loralab.errors import AdapterError, ConfigError, did_you_mean
-from loralab.tools.parts import Part, assemble, parts_of, rest_of
+from loralab.tools.parts import Part, assemble, parts_of, rest_of, rounded
 
 __all__ = ["METHODS", "Combined", "CombinedLayer", "combine"]
 
@@ -80,7 +83,7 @@ def combine(
     mix = Mix(method if method in MIXES else "sum", density, generator=generator)
     parts = {name: parts_of(adapter, f"combine {name!r}") for name, adapter in adapters.items()}
     rest = _common_rest(adapters)
-    config = _common_config(adapters)
+    config = _common_config(adapters, rest)
     paths = list(dict.fromkeys(path for found in parts.values() for path in found))
     factors, layers = {}, []
     for path in paths:
@@ -92,8 +95,7 @@ def combine(
         _check_shapes(path, [(name, part) for name, part, _ in here])
         terms: list[Term] = [(part.factors, weight) for _, part, weight in here]
         a_RI, b_OR, error = _combined(terms, method, r, mix)
-        place, dtype = here[0][1].place, terms[0][0].a_RI.dtype
-        factors[path] = (place, a_RI.to(dtype), b_OR.to(dtype))
+        factors[path] = (here[0][1].place, *rounded(path, (a_RI, b_OR), terms[0][0].a_RI.dtype))
         layers.append(_layer(path, terms, factors[path][1:], error))
         if config.lora_bias:
             biases = [adapters[name].tensors.get(path + _BIAS) for name, _, _ in here]
@@ -193,27 +195,51 @@ def _common_rest(adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
     return common
 
 
-def _common_config(adapters: Mapping[str, Adapter]) -> LoraConfig:
-    (first, adapter), *others = adapters.items()
-    config = adapter.config
-    for name, other in others:
-        bases = [c.base_model_name_or_path for c in (config, other.config)]
-        if all(bases) and bases[0] != bases[1]:
-            raise AdapterError(
-                f"{first!r} was trained on {bases[0]!r} and {name!r} on {bases[1]!r}; deltas of different "
-                "bases have no common meaning. If these are one base, name it alike in adapter_config.json."
-            )
-        for field in ("fan_in_fan_out", "bias", "task_type"):
-            values = [getattr(c, field) for c in (config, other.config)]
-            if values[0] != values[1]:
-                raise AdapterError(f"{field} is {values[0]!r} in {first!r} and {values[1]!r} in {name!r}.")
-        if config.lora_dropout != other.config.lora_dropout:
-            config = dataclasses.replace(config, lora_dropout=0.0)
-    base = next(
-        (a.config.base_model_name_or_path for a in adapters.values() if a.config.base_model_name_or_path),
-        None,
-    )
-    lora_bias = any(adapter.config.lora_bias for adapter in adapters.values())
+def _common_config(adapters: Mapping[str, Adapter], rest: Mapping[str, Tensor]) -> LoraConfig:
+    """Return the config of the sum, without its ranks and targets; `rest` are its tensors beside factors.
+
+    What one adapter leaves unsaid, another one says. What changes no number may differ.
+    """
+    configs = {name: adapter.config for name, adapter in adapters.items()}
+    config = next(iter(configs.values()))
+    _check_bases({name: c.base_model_name_or_path for name, c in configs.items()})
+    for field in ("layer_replication", "trainable_token_indices"):
+        _check_alike(field, {name: getattr(c, field) or None for name, c in configs.items()})
+    tasks = {name: c.task_type for name, c in configs.items() if c.task_type}
+    _check_alike("task_type", tasks)
+    biases = {name: c.bias for name, c in configs.items()}
+    if any(key.endswith(".bias") for key in rest):
+        _check_alike("bias", biases)
     return dataclasses.replace(
-        config, base_model_name_or_path=base, init_lora_weights=True, lora_bias=lora_bias
+        config,
+        base_model_name_or_path=_first_said(configs, "base_model_name_or_path"),
+        revision=_first_said(configs, "revision"),
+        task_type=_first_said(configs, "task_type"),
+        auto_mapping=None if tasks else _first_said(configs, "auto_mapping"),
+        bias=config.bias if len(set(biases.values())) == 1 else "none",
+        lora_dropout=config.lora_dropout if len({c.lora_dropout for c in configs.values()}) == 1 else 0.0,
+        lora_bias=any(c.lora_bias for c in configs.values()),
+        init_lora_weights=True,
     )
+
+
+def _first_said(configs: Mapping[str, LoraConfig], field: str) -> Any:
+    """Return the first value of a field that is not left empty; None if all leave it."""
+    return next((value for c in configs.values() if (value := getattr(c, field))), None)
+
+
+def _check_alike(field: str, values: Mapping[str, object]) -> None:
+    for (first, one), (name, two) in pairwise(values.items()):
+        if one != two:
+            raise AdapterError(f"{field} is {one!r} in {first!r} and {two!r} in {name!r}.")
+
+
+def _check_bases(bases: Mapping[str, str | None]) -> None:
+    """Refuse adapters of different bases; one folder may be spelt in several ways."""
+    said = {name: base for name, base in bases.items() if base}
+    for (first, one), (name, two) in pairwise(said.items()):
+        if os.path.realpath(one) != os.path.realpath(two):
+            raise AdapterError(
+                f"{first!r} was trained on {one!r} and {name!r} on {two!r}; deltas of different bases have "
+                "no common meaning. If these are one base, name it alike in adapter_config.json."
+            )

@@ -65,8 +65,10 @@ def compare(one: Adapter, two: Adapter) -> Comparison:
 
     Raises:
         AdapterError: they have no module in common, or one has another shape: they are of different bases.
+            Or one cannot be taken apart, see `parts_of`.
     """
-    first, second = ({p: x.factors for p, x in parts_of(a, "compare it").items()} for a in (one, two))
+    first = {path: part.factors for path, part in parts_of(one, "compare the first").items()}
+    second = {path: part.factors for path, part in parts_of(two, "compare the second").items()}
     common = [path for path in first if path in second]
     if not common:
         raise AdapterError(

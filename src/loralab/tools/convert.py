@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loralab.adapters import read_adapter, write_adapter
+from loralab.adapters import write_adapter
 from loralab.adapters.peft_format import CONFIG_FILE
 from loralab.core.adapter import Adapter
 from loralab.core.derived import with_scales
@@ -20,6 +20,8 @@ from loralab.files import write_file
 from loralab.tools.checkpoint import Checkpoint, find_checkpoint
 from loralab.tools.formats import REGISTRY, detect
 from loralab.tools.formats._build import Hints
+from loralab.tools.old_peft import read_current, read_fused, says_fused
+from loralab.tools.parts import check_finite
 
 __all__ = ["COMPONENTS", "Source", "read_any", "with_component", "write_any"]
 
@@ -50,10 +52,12 @@ def read_any(
     """Return the adapter in a PEFT folder, or in a file of any known format, which is told by its keys.
 
     `lora_alpha` is for formats whose files do not say it. `base`, a model folder or name, tells the paths of
-    modules where a format has mangled them.
+    modules where a format has mangled them. An old PEFT folder for parts of fused layers becomes a plain
+    adapter, see `read_fused`.
 
     Raises:
-        AdapterError: it cannot be read or expressed, or it is a pickle and `allow_pickle` is False.
+        AdapterError: it cannot be read or expressed, holds numbers that are not finite, or it is a pickle and
+            `allow_pickle` is False.
         ConfigError: `lora_alpha` is given for a PEFT folder, which has its own.
     """
     path = Path(path)
@@ -62,7 +66,8 @@ def read_any(
             raise ConfigError(
                 f"lora_alpha={lora_alpha:g} has no effect on {path}: {CONFIG_FILE} there says it."
             )
-        return Source(read_adapter(path, allow_pickle=allow_pickle), "peft")
+        read = read_fused if says_fused(path) else read_current
+        return _finite(Source(read(path, allow_pickle=allow_pickle), "peft"))
     tensors = _load(path, allow_pickle)
     name = format or detect(tensors, str(path))
     modules = _module_paths(base) if base and Path(base).is_dir() else frozenset()
@@ -70,7 +75,7 @@ def read_any(
         adapter = REGISTRY.get(name).read(tensors, Hints(lora_alpha, base, modules))
     except AdapterError as error:
         raise AdapterError(f"{path} ({name}): {error}") from None
-    return Source(adapter, name)
+    return _finite(Source(adapter, name))
 
 
 def with_component(adapter: Adapter, component: str | None, keep: bool) -> Adapter:
@@ -124,6 +129,11 @@ def write_any(adapter: Adapter, path: str | Path, format: str = "peft") -> None:
         write_file(path, lambda part: torch.save(ready, part))
     else:
         raise ConfigError(f"{path}: a {format} adapter is one file; its name must end in .safetensors.")
+
+
+def _finite(source: Source) -> Source:
+    check_finite(source.adapter, "convert it")
+    return source
 
 
 def _load(path: Path, allow_pickle: bool) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import torch
 
 from loralab.core.adapter import Adapter
 from loralab.core.svd import product_svd
+from loralab.tools.parts import check_finite
 
 __all__ = ["Description", "describe", "entropy_rank", "place_in_grid", "stable_rank"]
 
@@ -37,7 +38,11 @@ def describe(adapter: Adapter) -> tuple[Description, ...]:
     """Return a description of every module's delta, its spectrum computed in factor space.
 
     Of a DoRA adapter it is B A that is described; the whole delta depends on the base.
+
+    Raises:
+        AdapterError: it holds numbers that are not finite.
     """
+    check_finite(adapter, "describe it")
     found = []
     for path, factors in adapter.modules().items():
         spectrum: tuple[float, ...] = ()

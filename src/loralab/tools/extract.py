@@ -16,7 +16,7 @@ from loralab.core.targets import shorten
 from loralab.errors import AdapterError
 from loralab.tools.checkpoint import Checkpoint
 from loralab.tools.kinds import MATRICES, kind_of, task_of, tied_head
-from loralab.tools.parts import Place, assemble
+from loralab.tools.parts import Place, assemble, check_finite
 
 __all__ = ["ExtractedLayer", "Extraction", "Left", "extract"]
 
@@ -87,8 +87,8 @@ def extract(
 
     Raises:
         ModelError: a checkpoint cannot be read.
-        AdapterError: the two do not belong together or do not differ, or `save_rest` meets a tensor that has
-            no place in an adapter.
+        AdapterError: the two do not belong together or do not differ, a tensor has numbers that are not
+            finite, or `save_rest` meets a tensor that has no place in an adapter.
     """
     one, two = Checkpoint(base), Checkpoint(tuned)
     work = _Work(one, two, _paired(one, two), cut)
@@ -116,6 +116,7 @@ def extract(
     there = {pair[0] for pair in work.names.values()}
     left += [Left(name, "only in the base") for name in one.tensors if name not in there]
     adapter = assemble(settings, work.factors, saved)
+    check_finite(adapter, "extract it")
     return Extraction(adapter, tuple(work.layers), tuple(left), tuple(sorted(saved)), work.same)
 
 
@@ -199,9 +200,17 @@ class _Work:
         differs = False
         for start in range(0, len(delta), step):
             rows = slice(start, start + step)
-            block = self.tuned.read(second, start, start + step).to(dtype)
-            delta[rows] = block.sub_(self.base.read(first, start, start + step).to(dtype))
+            after = self.tuned.read(second, start, start + step).to(dtype)
+            before = self.base.read(first, start, start + step).to(dtype)
+            # Masks hold infinities: they are the same in both, and no number less itself.
+            delta[rows] = (after - before).masked_fill_(after == before, 0)
             differs = differs or bool(delta[rows].any())
+            if not delta[rows].isfinite().all():
+                folder = self.base.folder if after.isfinite().all() else self.tuned.folder
+                raise AdapterError(
+                    f"{folder}: {name} has numbers that are not finite (NaN or infinity), of which no "
+                    "adapter can be made. Did the training diverge? Take an earlier checkpoint."
+                )
         return delta if differs else None
 
     def _both(self, name: str) -> tuple[str, str]:

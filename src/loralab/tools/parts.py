@@ -4,9 +4,11 @@ Shape key: I in, O out, R rank.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from loralab.core.adapter import Adapter, Factors
@@ -14,7 +16,7 @@ from loralab.core.config import LoraConfig
 from loralab.core.derived import with_scales
 from loralab.errors import AdapterError
 
-__all__ = ["Part", "Place", "assemble", "parts_of", "rest_of"]
+__all__ = ["Part", "Place", "assemble", "check_finite", "parts_of", "rest_of", "rounded"]
 
 _ENDINGS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
 _REWRITES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -56,8 +58,8 @@ def parts_of(adapter: Adapter, doing: str) -> dict[str, Part]:
 
     Raises:
         AdapterError: the adapter has no factors; those of a module do not multiply (a grouped convolution)
-            or are those of many experts; or it was initialised by a method that also rewrote the base, so it
-            means nothing by itself. `doing` says in the message what was to be done.
+            or are those of many experts; numbers are not finite; or it was initialised by a method that also
+            rewrote the base, so it means nothing by itself. `doing` says what was to be done.
     """
     if adapter.config.target_parameters:
         raise AdapterError(
@@ -70,6 +72,7 @@ def parts_of(adapter: Adapter, doing: str) -> dict[str, Part]:
             f"cannot {doing}: init_lora_weights={init!r} changed the base's weights for this very rank. "
             "Save the adapter as a plain one first (PEFT: path_initial_model_for_weight_conversion)."
         )
+    check_finite(adapter, doing)
     found = {}
     for path, factors in adapter.modules().items():
         if factors.b_OR.shape[1] != factors.rank:
@@ -77,12 +80,43 @@ def parts_of(adapter: Adapter, doing: str) -> dict[str, Part]:
                 f"cannot {doing}: the factors of {path!r} do not multiply, B is {list(factors.b_OR.shape)} "
                 f"and A is {list(factors.a_RI.shape)}, as in a grouped layer. Leave that module out."
             )
+        if not math.isfinite(factors.norm()):
+            raise AdapterError(f"cannot {doing}: the delta of {path!r} is too large for any number.")
         tensor = adapter.tensors.get(f"{path}.lora_A.weight")
         kernel = tuple(tensor.shape[1:]) if tensor is not None and tensor.dim() > 2 else ()
         found[path] = Part(factors, Place(tensor is None, kernel))
     if not found:
         raise AdapterError(f"cannot {doing}: the adapter has no pair of factors A and B.")
     return found
+
+
+def check_finite(adapter: Adapter, doing: str) -> None:
+    """Refuse an adapter with numbers that are no numbers: nothing computed from it would be one.
+
+    Raises:
+        AdapterError: names the first tensor with a NaN or an infinity, and counts.
+    """
+    counts = {key: _not_finite(tensor) for key, tensor in adapter.tensors.items()}
+    bad = [key for key, count in counts.items() if count]
+    if bad:
+        more = f", and so are some of {len(bad) - 1} other tensors" if len(bad) > 1 else ""
+        raise AdapterError(
+            f"cannot {doing}: {counts[bad[0]]} of {adapter.tensors[bad[0]].numel()} numbers of {bad[0]} are "
+            f"not finite (NaN or infinity){more}. Its training may have diverged; take an earlier checkpoint."
+        )
+
+
+def rounded(path: str, factors: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return (a_RI, b_OR) of the module at `path` in a dtype.
+
+    Raises:
+        AdapterError: they have numbers too large for it.
+    """
+    a_RI, b_OR = (factor.to(dtype) for factor in factors)
+    if _not_finite(a_RI) or _not_finite(b_OR):
+        kind = str(dtype).removeprefix("torch.")
+        raise AdapterError(f"the result at {path!r} has numbers too large for {kind}.")
+    return a_RI, b_OR
 
 
 def rest_of(adapter: Adapter) -> dict[str, Tensor]:
@@ -107,3 +141,10 @@ def assemble(
     for path, (place, a_RI, b_OR) in factors.items():
         tensors |= place.tensors(path, a_RI, b_OR)
     return Adapter(config, tensors)
+
+
+def _not_finite(tensor: Tensor) -> int:
+    """Return how many numbers are NaN or infinite."""
+    # float8 has no isfinite of its own.
+    values = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+    return int(values.isfinite().logical_not_().sum())

@@ -12,7 +12,7 @@ from loralab.core.adapter import Adapter
 from loralab.core.derived import explicit_targets
 from loralab.core.svd import Cut, LowRank, product_svd
 from loralab.errors import ConfigError
-from loralab.tools.parts import Part, Place, assemble, parts_of, rest_of
+from loralab.tools.parts import Part, Place, assemble, parts_of, rest_of, rounded
 
 __all__ = ["Resized", "ResizedLayer", "resize"]
 
@@ -62,7 +62,7 @@ def resize(
     Raises:
         ConfigError: none or several of the four are given, or one is out of range or too small; or bytes
             leave a module with no factors that has a magnitude or a bias of its own.
-        AdapterError: the adapter cannot be taken apart, see `parts_of`.
+        AdapterError: the adapter cannot be taken apart, see `parts_of`, or the result overflows its dtype.
     """
     if max_bytes is not None and any(given is not None for given in (r, energy, error)):
         raise ConfigError("give exactly one of r, energy, error and max_bytes.")
@@ -79,17 +79,15 @@ def resize(
         ranks = _spend((max_bytes or 0) - sum(t.nbytes for t in rest.values()), parts, spectra)
     _check_left(ranks, rest)
     kept = {path: spectra[path].cut(rank) for path, rank in ranks.items() if rank}
-    factors = {path: _factors(parts[path], spectrum) for path, spectrum in kept.items()}
+    factors = {path: _factors(path, parts[path], spectrum) for path, spectrum in kept.items()}
     targets = None if len(kept) == len(parts) else explicit_targets(kept)
     resized = assemble(adapter.config, factors, rest, targets)
     layers = tuple(_layer(path, parts[path], kept.get(path), spectra[path].norm > 0) for path in parts)
     return Resized(resized, layers, _bytes(adapter), _bytes(resized))
 
 
-def _factors(part: Part, spectrum: LowRank) -> tuple[Place, Tensor, Tensor]:
-    a_RI, b_OR = spectrum.factors()
-    dtype = part.factors.a_RI.dtype
-    return part.place, a_RI.to(dtype), b_OR.to(dtype)
+def _factors(path: str, part: Part, spectrum: LowRank) -> tuple[Place, Tensor, Tensor]:
+    return (part.place, *rounded(path, spectrum.factors(), part.factors.a_RI.dtype))
 
 
 def _spend(budget: int, parts: dict[str, Part], spectra: dict[str, LowRank]) -> dict[str, int]:

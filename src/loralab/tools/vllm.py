@@ -5,7 +5,7 @@ from pathlib import Path
 
 from loralab.core.adapter import Adapter
 from loralab.errors import AdapterError
-from loralab.tools.parts import rest_of
+from loralab.tools.parts import check_finite, rest_of
 
 __all__ = ["RANKS", "serving_command"]
 
@@ -18,7 +18,9 @@ def serving_command(adapter: Adapter, folder: str | Path, base: str, name: str) 
 
     Raises:
         AdapterError: vLLM would refuse the adapter, or serve something else; all reasons are given at once.
+            Or it holds numbers that are not finite.
     """
+    check_finite(adapter, "serve it")
     config = adapter.config
     modules = adapter.modules()
     faults = []

@@ -56,16 +56,16 @@ def command(
     """
     import dataclasses
 
-    from loralab.adapters import read_adapter
     from loralab.adapters.store import find_adapter
     from loralab.tools.combine import combine
+    from loralab.tools.old_peft import read_current
 
     screen = Screen(output)
     check_out(out, overwrite, [Path(adapter) for adapter in adapters])
     if len(set(adapters)) < max(2, len(adapters)):
         raise ConfigError("name two or more different adapters to combine.")
     folders = {name: find_adapter(name, runs) for name in adapters}
-    read = {name: read_adapter(folder, allow_pickle=allow_pickle) for name, folder in folders.items()}
+    read = {name: read_current(folder, allow_pickle=allow_pickle) for name, folder in folders.items()}
     shares = weights or [1 / len(read)] * len(read)
     combined = combine(read, shares, method, r, density, seed)
     save_adapter(combined.adapter, out, list(folders.values()))

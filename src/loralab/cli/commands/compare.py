@@ -36,14 +36,14 @@ def command(
     """
     import dataclasses
 
-    from loralab.adapters import read_adapter
     from loralab.adapters.store import find_adapter
     from loralab.tools.compare import compare
+    from loralab.tools.old_peft import read_current
 
     screen = Screen(output)
     check_picture(plot)
     found = compare(
-        *(read_adapter(find_adapter(name, runs), allow_pickle=allow_pickle) for name in (one, two))
+        *(read_current(find_adapter(name, runs), allow_pickle=allow_pickle) for name in (one, two))
     )
     screen.data(dataclasses.asdict(found))
     screen.fact("cosine", f"{found.cosine:+.4f} over all {len(found.layers)} common modules")

@@ -59,7 +59,9 @@ def command(
     path = Path(adapter) if Path(adapter).is_file() else find_adapter(adapter, runs)
     read = read_any(path, format=source, lora_alpha=lora_alpha, base=base, allow_pickle=allow_pickle)
     folder = to == "peft" and out.suffix != ".safetensors"
-    ready = with_component(read.adapter, component, keep=not folder)
+    # PEFT's paths are those of one model; the first word of GPT-2's is "transformer" too.
+    whole = component is None and read.format == "peft"
+    ready = read.adapter if whole else with_component(read.adapter, component, keep=not folder)
     if folder:
         save_adapter(ready, out, [path] if path.is_dir() else [])
     else:

@@ -57,8 +57,8 @@ def command(
     allow_pickle
         Load an adapter that is a pickle file.
     """
-    from loralab.adapters import read_adapter
     from loralab.adapters.store import find_adapter
+    from loralab.tools.old_peft import read_current
 
     screen = Screen(output)
     if (out is None) != (kind == "vllm"):
@@ -66,7 +66,7 @@ def command(
     if out is not None:
         check_out(out, overwrite, (Path(model), Path(adapter)))
     folder = find_adapter(adapter, runs)
-    read = read_adapter(folder, allow_pickle=allow_pickle)
+    read = read_current(folder, allow_pickle=allow_pickle)
     if kind == "vllm":
         from loralab.tools.vllm import serving_command
 

@@ -50,10 +50,13 @@ def command(
     from loralab.files import new_folder
     from loralab.models import load_base
     from loralab.models.quiet import quiet
+    from loralab.tools.old_peft import read_current
+    from loralab.tools.parts import check_finite
 
     screen = Screen(output)
     folder = find_adapter(adapter, runs)
     check_out(out, overwrite, (Path(model), folder))
+    check_finite(read_current(folder, allow_pickle=allow_pickle), "merge it")
     base = load_base(model, dtype, allow_pickle=allow_pickle)
     adapted = PeftModel.from_pretrained(base.model, folder, allow_pickle=allow_pickle)
     modules = len(adapted.base_model.lora_layers)

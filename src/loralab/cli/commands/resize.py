@@ -51,14 +51,14 @@ def command(
     """
     import dataclasses
 
-    from loralab.adapters import read_adapter
     from loralab.adapters.store import find_adapter
+    from loralab.tools.old_peft import read_current
     from loralab.tools.resize import resize
 
     screen = Screen(output)
     check_out(out, overwrite, (Path(adapter),))
     folder = find_adapter(adapter, runs)
-    read = read_adapter(folder, allow_pickle=allow_pickle)
+    read = read_current(folder, allow_pickle=allow_pickle)
     resized = resize(read, r=r, energy=energy, error=error, max_bytes=max_bytes)
     save_adapter(resized.adapter, out, [folder])
     rows = [dataclasses.asdict(layer) for layer in resized.layers]

@@ -33,14 +33,14 @@ def command(
     """
     import dataclasses
 
-    from loralab.adapters import read_adapter
     from loralab.adapters.store import find_adapter
     from loralab.tools.describe import describe
+    from loralab.tools.old_peft import read_current
 
     screen = Screen(output)
     check_picture(plot)
     folder = find_adapter(adapter, runs)
-    read = read_adapter(folder, allow_pickle=allow_pickle)
+    read = read_current(folder, allow_pickle=allow_pickle)
     config = read.config
     layers = describe(read)
     rows = [dataclasses.asdict(layer) for layer in layers]

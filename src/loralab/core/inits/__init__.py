@@ -84,6 +84,13 @@ class Start:
                 )
             own.copy_(given)
 
+    def lead(self, a_KI: Tensor, b_OK: Tensor) -> None:
+        """Copy factors that may have fewer directions than the rank; for the others B is 0."""
+        count = min(self.rank, a_KI.shape[0])
+        self.b_OR.zero_()
+        self.a_RI[:count].copy_(a_KI[:count])
+        self.b_OR[:, :count].copy_(b_OK[:, :count])
+
     def residual(self) -> Tensor:
         """Return W - scaling * B A, [O, I], in fp32 or wider, so that the sum is W as before."""
         weight_OI = self.wide_weight()

@@ -16,6 +16,5 @@ def init(start: Start, option: str) -> Tensor:
     """Fill both factors and return the residual base weight W - scaling * B A, [O, I], in fp32."""
     weight_OI = start.weight_OI.to(torch.float32)
     q_OK, r_KI = torch.linalg.qr(weight_OI)
-    start.a_RI.copy_(r_KI[: start.rank])
-    start.b_OR.copy_(q_OK[:, : start.rank])
-    return weight_OI - start.scaling * (start.b_OR @ start.a_RI)
+    start.lead(r_KI, q_OK)
+    return start.residual()

@@ -29,12 +29,11 @@ def init(start: Start, option: str) -> Tensor:
         with torch.random.fork_rng(devices=[weight_OI.device] if weight_OI.is_cuda else []):
             torch.manual_seed(0)
             niter = int(option.removeprefix("niter_"))
-            u_OR, s_R, v_IR = torch.svd_lowrank(weight_OI, start.rank, niter=niter)
-        vh_RI = v_IR.t()
+            rank = min(start.rank, *weight_OI.shape)
+            u_OK, s_K, v_IK = torch.svd_lowrank(weight_OI, rank, niter=niter)
+        vh_KI = v_IK.t()
     else:
         u_OK, s_K, vh_KI = torch.linalg.svd(weight_OI, full_matrices=False)
-        u_OR, s_R, vh_RI = u_OK[:, : start.rank], s_K[: start.rank], vh_KI[: start.rank]
-    root_R = (s_R / start.scaling).sqrt()
-    start.a_RI.copy_(root_R[:, None] * vh_RI)
-    start.b_OR.copy_(u_OR * root_R)
-    return weight_OI - start.scaling * (start.b_OR @ start.a_RI)
+    root_K = (s_K / start.scaling).sqrt()
+    start.lead(root_K[:, None] * vh_KI, u_OK * root_K)
+    return start.residual()

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from loralab.errors import AdapterError
+
 __all__ = ["BASE", "Activation"]
 
 BASE = "__base__"
@@ -16,6 +18,20 @@ class Activation:
     enabled: bool = True
     rows: tuple[str, ...] | None = None
     """In a mixed batch: the adapter of every row."""
+
+    def rows_of(self, name: str, count: int) -> list[int]:
+        """Return the rows of a batch of `count` that run with an adapter (or "__base__") in a mixed batch.
+
+        A module that sees several rows for each of the caller's (beams, flattened tokens) repeats the names.
+
+        Raises:
+            AdapterError: the batch has no whole number of rows for each name.
+        """
+        names = self.rows or ()
+        repeat, rest = divmod(count, len(names)) if names else (0, 1)
+        if rest:
+            raise AdapterError(f"adapter_names has {len(names)} entries for a batch of {count} rows.")
+        return [i * repeat + k for i, row in enumerate(names) if row == name for k in range(repeat)]
 
     def forget(self, name: str) -> None:
         """Let an adapter run no more."""

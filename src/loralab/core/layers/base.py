@@ -65,15 +65,13 @@ class LoraLayer(Holding):
 
         A layer that sees several rows for each of the caller's (beams, flattened tokens) repeats the names.
         """
-        repeat = self._check_rows(rows, x)
+        self._check_rows(rows, x)
         base_out = self._base(x, *args, **kwargs)
-        each = [name for name in rows for _ in range(repeat)]
         output = base_out
         for name in dict.fromkeys(rows):
             if name == BASE or name not in self.r:
                 continue
-            chosen = [place for place, other in enumerate(each) if other == name]
-            index = torch.tensor(chosen, device=x.device)
+            index = torch.tensor(self._activation.rows_of(name, x.shape[0]), device=x.device)
             term = self._term(name, base_out[index], x[index])
             output = output.index_add(0, index, term)
         return output

@@ -37,7 +37,7 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {
 
 def matches(module: nn.Module) -> bool:
     """A plain convolution; transposed ones are other classes."""
-    return isinstance(module, tuple(_CLASSES))
+    return isinstance(module, tuple(_CLASSES)) and "weight" in module._parameters
 
 
 @final
@@ -97,6 +97,11 @@ class Layer(LoraLayer):
         self._conv().groups = 1 if shown and self._merged else self._groups
 
     def _check(self, name: str, config: LoraConfig) -> None:
+        if self._groups > 1 and config.init_lora_weights == "orthogonal":
+            raise TargetError(
+                f"init_lora_weights='orthogonal' makes one basis of all ranks, and those of {self.path!r} "
+                f"belong to {self._groups} groups; exclude the module."
+            )
         if self._groups > 1 and changes_base(config.init_lora_weights):
             raise TargetError(
                 f"init_lora_weights={config.init_lora_weights!r} would give a {type(self._conv()).__name__} "

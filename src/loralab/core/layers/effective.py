@@ -26,10 +26,11 @@ class EffectiveLayer(LinearLike):
     """
 
     noun = "weight"
+    refuses_dropout = True
 
     def _check(self, name: str, config: LoraConfig) -> None:
         asked = {
-            f"lora_dropout={config.lora_dropout}": bool(config.lora_dropout),
+            f"lora_dropout={config.lora_dropout}": bool(config.lora_dropout) and self.refuses_dropout,
             "lora_bias=True": config.lora_bias,
             "use_dora=True": config.use_dora,
         }
@@ -78,12 +79,6 @@ class EffectiveLayer(LinearLike):
         return functional_call(self.base_layer, dict(weights), tuple(args), dict(kwargs))
 
     def __getattr__(self, name: str) -> Any:
-        """What the layer does not have itself, the base answers: models read sizes off such modules."""
         if name != "weight" and name == self.__dict__.get("weight_name", type(self).weight_name):
             return self.effective_weight()
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(self.base_layer, name)
+        return super().__getattr__(name)

@@ -16,7 +16,7 @@ LINEAR = False
 
 def matches(module: nn.Module) -> bool:
     """Any embedding; one that scales its output by `embed_scale` is understood."""
-    return isinstance(module, nn.Embedding)
+    return isinstance(module, nn.Embedding) and "weight" in module._parameters
 
 
 @final

@@ -5,7 +5,7 @@ convolution's I counts its kernel: [O, I] is the weight flattened.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from loralab.core.algebra import padded, wide
 from loralab.core.config import LoraConfig
 from loralab.core.inits import Start, changes_base, find_init
-from loralab.core.layers.activation import Activation
+from loralab.core.layers.activation import BASE, Activation
 from loralab.core.layers.scaled import Scaled
 from loralab.core.variants import Norms, State, find_variant
 from loralab.errors import AdapterError, ConfigError
@@ -66,6 +66,8 @@ class Holding(Scaled):
         self.lora_dropout = nn.ModuleDict()
         self.lora_magnitude_vector = nn.ModuleDict()
         self._norms: dict[str, Norms] = {}
+        self._bases: dict[str, nn.Parameter] = {}
+        """By adapter: the base weight that its initialisation asks for; the one found, as "__base__"."""
 
     # what a kind of layer says
 
@@ -197,8 +199,38 @@ class Holding(Scaled):
             for table in tables:
                 getattr(self, table)[name].training = False
 
+    def show_base(self, names: Sequence[str]) -> None:
+        """Let the base weight be the one that goes with these adapters, while nothing is merged.
+
+        It is the one found, unless one of them was initialised together with another (as by PiSSA).
+        """
+        if self._bases and not self._merged:
+            changer = next((name for name in names if name in self._bases), BASE)
+            self._put(self.weight_name, self._bases[changer])
+
+    @property
+    def changers(self) -> tuple[str, ...]:
+        """The adapters that have a base weight of their own."""
+        return tuple(name for name in self._bases if name != BASE)
+
+    def show_merged(self, shown: bool) -> None:
+        super().show_merged(shown)
+        if self._bases and not shown:
+            self._put(self.weight_name, self._bases[BASE])
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        current = getattr(self.holder, self.weight_name)
+        for name, weight in self._bases.items():
+            if weight is not current:
+                self._bases[name] = self._moved(weight, fn)
+        return self
+
     def _initialise(self, name: str, path: str, config: LoraConfig) -> None:
         a, b = self.factors(name)
+        shown = self.original_weight
+        if self._bases and not self._merged:
+            self._put(self.weight_name, self._bases[BASE])
         start = Start(
             a_RI=a.detach().flatten(1),
             b_OR=b.detach().flatten(1),
@@ -218,7 +250,10 @@ class Holding(Scaled):
                 raise AdapterError(
                     f"init_lora_weights={config.init_lora_weights!r} changes the base weight; unmerge first."
                 )
-            self._put(self.weight_name, self.stored(self.unmatrix(residual_OI)))
+            self._bases.setdefault(BASE, self.original_weight)
+            self._bases[name] = self.stored(self.unmatrix(residual_OI))
+        if self._bases and not self._merged:
+            self._put(self.weight_name, shown)
 
     def _first_extras(self, name: str) -> dict[str, Tensor]:
         variant = find_variant(self.variants[name])
@@ -238,9 +273,10 @@ class Holding(Scaled):
 
     def delete_adapter(self, name: str) -> None:
         """Forget an adapter; one that this layer does not hold is no fault."""
-        if name in self.merged_adapters:
-            others = [other for other in self.merged_adapters if other != name]
-            self.install(others, self.merged_weights(others).parameters)
+        merged = [other for other in self.merged_adapters if other != name]
+        again = name in self.merged_adapters or (self.merged and name in self._bases)
+        if again:
+            self.install([], {})
         tables: list[dict[str, Any]] = [
             self.r,
             self.lora_alpha,
@@ -252,10 +288,16 @@ class Holding(Scaled):
             table.pop(name, None)
         self._norms.pop(name, None)
         self._activation.forget(name)
+        if self._bases.pop(name, None) is not None:
+            self.show_base(self._activation.names)
+            if not self.changers:
+                self._bases.clear()
         for attribute in ("lora_dropout", "lora_magnitude_vector", *self.factor_names):
             modules = getattr(self, attribute)
             if name in modules:
                 del modules[name]
+        if again:
+            self.install(merged, self.merged_weights(merged).parameters)
 
     def train_adapter(self, name: str, trains: bool) -> None:
         """Set whether the tensors of an adapter get gradients."""

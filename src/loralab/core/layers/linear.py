@@ -22,6 +22,7 @@ def matches(module: nn.Module) -> bool:
     """
     return (
         isinstance(module, nn.Linear)
+        and "weight" in module._parameters  # not made anew from other parameters, as by weight_norm
         and type(module).forward is nn.Linear.forward
         and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
         and not type(module.weight).__module__.startswith("torchao.")

@@ -13,6 +13,9 @@ from loralab.core.merge import Merged, Rounding, finite, round_randomly
 
 __all__ = ["Mergeable"]
 
+_OWN = ("_activation", "_weights", "_merged", "merged_adapters")
+"""What is not there yet while the layer is made, or read from a pickle."""
+
 
 class Mergeable(Switchable):
     """What merges keeps the original tensors aside and never adds to or subtracts from them.
@@ -33,6 +36,15 @@ class Mergeable(Switchable):
         # In plain dicts, so that a weight kept aside is no parameter of the model.
         self._weights: dict[str, nn.Parameter] = {}
         self._merged: dict[str, nn.Parameter] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        """What the layer does not have itself, the base answers: models read strides and sizes there."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer" or name.startswith("__") or name in _OWN:
+                raise
+            return getattr(self.base_layer, name)
 
     @abstractmethod
     def merged_weights(self, names: Sequence[str], rounding: Rounding = "nearest") -> Merged:
@@ -141,11 +153,6 @@ class Mergeable(Switchable):
             return output
         output = self.base_layer(x.to(merged.dtype) if x.is_floating_point() else x, *args, **kwargs)
         return output.to(self.original_weight.dtype)
-
-    def put_back(self, weight: nn.Parameter) -> None:
-        """Take `weight` as the original again, if an initialisation has put another in its place."""
-        if self.original_weight is not weight:
-            self._put(self.weight_name, weight)
 
     def _put(self, key: str, value: nn.Parameter) -> None:
         """Make `value` the holder's parameter of that name."""

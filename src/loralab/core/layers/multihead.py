@@ -1,10 +1,12 @@
 """LoRA over `torch.nn.MultiheadAttention`: its joint input projection [3 E, E], and its output projection."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, final
 
 from torch import nn
 
+from loralab.core.config import LoraConfig
 from loralab.core.layers import out_proj
 from loralab.core.layers.activation import Activation
 from loralab.core.layers.base import LoraLayer
@@ -31,6 +33,7 @@ class Layer(EffectiveLayer):
     bias_name = "in_proj_bias"
     noun = "projections"
     peft_name = "MultiheadAttention"
+    refuses_dropout = False  # other layers of the model may have it
 
     def __init__(self, base_layer: nn.MultiheadAttention, activation: Activation) -> None:
         if base_layer.in_proj_weight is None:
@@ -43,6 +46,15 @@ class Layer(EffectiveLayer):
         if not isinstance(projection, LoraLayer):
             projection = out_proj.Layer(projection, activation)
         self._out: tuple[LoraLayer] = (projection,)  # in a tuple: no child of this module
+
+    def _check(self, name: str, config: LoraConfig) -> None:
+        super()._check(name, config)
+        if config.lora_dropout and not config.inference_mode:
+            warnings.warn(
+                f"lora_dropout={config.lora_dropout} does not reach {self.path!r}, whose weights are read, "
+                "not called; exclude the module to be rid of this line.",
+                stacklevel=2,
+            )
 
     def parts(self, path: str) -> Mapping[str, LoraLayer]:
         (out,) = self._out

@@ -18,6 +18,8 @@ def matches(module: nn.Module) -> bool:
 class Layer(EffectiveLayer):
     """A linear layer whose `weight` is W + scaling * B A while adapters run."""
 
+    refuses_dropout = False
+
     @property
     def weight(self) -> Any:
         """The weight that the attention is to compute with."""

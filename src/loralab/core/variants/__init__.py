@@ -28,6 +28,7 @@ class Norms:
     """Norms that were computed before, and what they were computed from."""
 
     key: tuple[object, ...] | None = None
+    sums: Tensor | None = None
     value_O: Tensor | None = None
 
 

@@ -5,7 +5,7 @@ section 4.3, without a gradient.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from loralab.core.algebra import product
 from loralab.core.variants import State
@@ -39,17 +39,25 @@ def _gain_O(state: State) -> Tensor:
 def _kept_norms(state: State) -> Tensor:
     """Return `row_norms`, computed again only after a tensor was changed in place or replaced.
 
-    Torch counts the changes of a tensor, but not those made through its `.data`; so this is used only outside
-    training, see `State.norms`.
+    Torch counts the changes of a tensor, but not those made through its `.data`, as averaging weights does;
+    so sums of the tensors are compared as well, which is little work beside the norms.
     """
     kept = state.norms
     if kept is None or torch.compiler.is_compiling() or any(t.is_inference() for t in state.sources):
         return row_norms(state)
     key = (*((id(t), t.data_ptr(), t._version) for t in state.sources), float(state.scaling))
-    if kept.value_O is None or kept.key != key:
+    sums = _sums(state)
+    if kept.value_O is None or kept.key != key or kept.sums is None or not torch.equal(kept.sums, sums):
         with torch.inference_mode(False):  # what is made within it cannot be used for gradients afterwards
-            kept.key, kept.value_O = key, row_norms(state)
+            kept.key, kept.sums, kept.value_O = key, sums.clone(), row_norms(state)
     return kept.value_O
+
+
+@torch.no_grad()
+def _sums(state: State) -> Tensor:
+    """Return the sums of the tensors that norms are made of; what a library packs into bits is left out."""
+    plain = [t for t in state.sources if t.is_floating_point() and type(t) in (Tensor, nn.Parameter)]
+    return torch.stack([t.sum(dtype=torch.float32) for t in plain])
 
 
 @torch.no_grad()
