@@ -50,3 +50,10 @@ def test_tools_against_their_peers(quick: Any) -> None:
     values = quick("tools")
     assert values["combine"]["exact"]["error"] < 1e-5 < values["combine"]["peft linear"]["error"]
     assert all("randomized" in table for table in values["extract"].values())
+
+
+def test_a_training_step_against_peft(quick: Any) -> None:
+    for table in quick("train_step")["seconds"].values():
+        ours, theirs = table["loralab, dropout 0"], table["peft, dropout 0"]
+        assert ours["error"] == pytest.approx(theirs["error"], rel=1e-3)
+        assert {"full fine-tuning", "frozen"} <= table.keys()
