@@ -75,6 +75,57 @@ def test_a_base_weight_of_its_own_runs_with_its_adapter_only(init: str) -> None:
     assert torch.equal(model.unload()(X), base)
 
 
+def with_own_base() -> LoraModel:
+    model = LoraModel(Net(), LoraConfig(r=2, target_modules=["first"], init_lora_weights="pissa")).eval()
+    with torch.no_grad():
+        for tensor in model.lora_layers["first"].tensors("default").values():
+            tensor.mul_(1.5)
+    return model
+
+
+def test_a_failed_attach_leaves_a_base_weight_of_its_own_in_place() -> None:
+    model = with_own_base()
+    before = model(X)
+    with pytest.raises(LoralabError, match="must be even"):
+        model.attach("b", LoraConfig(r=3, target_modules=["first"], init_lora_weights="orthogonal"))
+    assert torch.equal(model(X), before)
+
+
+def test_a_base_weight_of_its_own_follows_what_is_said_at_the_layers() -> None:
+    """As transformers and diffusers switch: layer by layer."""
+    model = with_own_base()
+    model.attach("b", LoraConfig(r=3, target_modules=["head"]))
+    before, layers = model(X), list(model.lora_layers.values())
+    for enabled, expected in ((False, Net()(X)), (True, before)):
+        for layer in layers:
+            layer.enable_adapters(enabled)
+        assert torch.equal(model(X), expected)
+    for name, expected in (("b", Net()(X)), ("default", before)):
+        for layer in layers:
+            layer.set_adapter(name)
+        assert torch.equal(model(X), expected)
+
+
+def test_an_adapter_merged_beside_one_with_a_base_weight_of_its_own() -> None:
+    model = with_own_base()
+    model.attach("b", LoraConfig(r=3, target_modules=["first"], init_lora_weights=False))
+    model.set_adapter(["default", "b"])
+    model.eval()
+    both, layer = model(X), model.lora_layers["first"]
+    layer.merge(adapter_names=["default"])
+    layer.merge(adapter_names=["b"])
+    torch.testing.assert_close(model(X), both)
+    layer.unmerge()
+    assert torch.equal(model(X), both)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_dora_over_a_base_weight_of_its_own_adds_nothing_at_first(init: str) -> None:
+    config = LoraConfig(r=2, target_modules=["first"], init_lora_weights=init, use_dora=True)
+    model = LoraModel(Net(), config)
+    torch.testing.assert_close(model(X), Net()(X), rtol=1e-4, atol=1e-5)
+
+
 def test_biases_run_with_their_adapter_only() -> None:
     base = Net()(X)
     model = LoraModel(Net(), LoraConfig(target_modules=["first"], bias="all"))
@@ -124,6 +175,9 @@ def test_full_copies_run_row_by_row() -> None:
 def test_modules_to_save_are_found_by_the_end_of_their_names() -> None:
     model = LoraModel(Net(), LoraConfig(target_modules=["first"], modules_to_save=["norm"]))
     assert set(model.wrappers) == {"norm", "head_norm"}
+    again = LoraModel(Net(), model.peft_config["default"], "default", model.adapter("default"))
+    assert set(again.wrappers) == {"norm", "head_norm"}
+    assert again.peft_config["default"].modules_to_save == ["norm"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from loralab import PeftModel, get_peft_model
 from loralab.core.adapter import Adapter
 from loralab.core.model import LoraModel
+from loralab.core.targets import walk
 from loralab.core.tying import TiedLayer, tied_paths
 from loralab.errors import AdapterError, ConfigError, TargetError
 
@@ -107,7 +108,7 @@ def test_unloading_keeps_the_two_tied() -> None:
     model.merge_adapter()
     assert model.unload() is base
     assert base.lm_head.weight is base.model.embed_tokens.weight is weight
-    assert tied_paths(base, EMBEDDING) == [HEAD]
+    assert tied_paths(dict(walk(base)), EMBEDDING) == [HEAD]
 
 
 def test_two_tied_adapters() -> None:

@@ -104,8 +104,7 @@ def _places(model: Any, config: LoraConfig) -> dict[str, Tensor]:
             module, weight = module.base_layer, module.original_weight
         path = next((path for path, other in modules.items() if other is module), None)
         names = config.modules_to_save or ()
-        own = any(path == name or f".{path}".endswith(f".{name}") for name in names)
-        if path is not None and isinstance(weight, Tensor) and not own:
+        if path is not None and isinstance(weight, Tensor) and not targets.in_saved(path, names):
             found[path] = weight
     return found
 

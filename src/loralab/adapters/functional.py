@@ -7,7 +7,6 @@ over its modules. Tensor names are those of a file without ``base_model.model.``
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from loralab.adapters.peft_format import own_keys
 from loralab.core import targets
 from loralab.core.adapter import Adapter
 from loralab.core.config import LoraConfig
+from loralab.core.derived import explicit_targets
 from loralab.core.layers import LoraLayer, wrap
 from loralab.core.layers.activation import Activation
 from loralab.core.layers.switchable import Switchable
@@ -68,7 +68,7 @@ def inject_adapter_in_model(
         raise ConfigError("inject_adapter_in_model takes a bare model; use model.add_adapter(name, config).")
     if state_dict is not None:
         paths = {key.partition(".lora_")[0] for key in own_keys(state_dict) if ".lora_" in key}
-        peft_config = dataclasses.replace(peft_config, **_named(paths))
+        peft_config = dataclasses.replace(peft_config, **explicit_targets(paths))  # type: ignore[arg-type]
     else:
         peft_config = for_stacked_experts(model, peft_config)
     adapter = _zeros(model, peft_config) if low_cpu_mem_usage else None
@@ -207,15 +207,6 @@ def get_model_status(model: nn.Module) -> ModelStatus:
     if lora.model is not model:
         return status
     return dataclasses.replace(status, adapter_model_type="None", peft_types={})
-
-
-def _named(paths: set[str]) -> dict[str, Any]:
-    return {
-        "target_modules": paths,
-        "exclude_modules": None,
-        "layers_to_transform": None,
-        "layers_pattern": None,
-    }
 
 
 def _zeros(model: nn.Module, config: LoraConfig) -> Adapter | None:

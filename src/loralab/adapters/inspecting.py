@@ -114,8 +114,9 @@ def module_names_tied_with_embedding(model: nn.Module) -> list[str]:
     base: nn.Module = model
     if isinstance(model, LoraModel) or isinstance(model._modules.get("base_model"), LoraModel):
         base = adapted(model).model
-    source = embedding_path(base, dict(targets.walk(base)))
-    return sorted(tied_paths(base, source)) if source is not None else []
+    modules = dict(targets.walk(base))
+    source = embedding_path(base, modules)
+    return sorted(tied_paths(modules, source)) if source is not None else []
 
 
 def no_split_modules(model: nn.Module) -> set[str]:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["let_gradients_in", "prepare_model_for_kbit_training"]
+__all__ = ["checkpoint_activations", "let_gradients_in", "prepare_model_for_kbit_training"]
 
 _KEEP_THEIR_DTYPE = ("gptq", "aqlm", "eetq", "hqq", "torchao")
 """Quantizations, as transformers calls them, whose own tensors are of 16 bits."""
@@ -35,10 +35,15 @@ def prepare_model_for_kbit_training(
     if use_gradient_checkpointing and (loaded or kind in _KEEP_THEIR_DTYPE):
         if options["use_reentrant"]:
             let_gradients_in(model)
-        # transformers has two names for it, and warns of the older one.
-        newer = getattr(model, "activation_checkpointing_enable", None)
-        (newer or model.gradient_checkpointing_enable)(options)
+        checkpoint_activations(model, options)
     return model
+
+
+def checkpoint_activations(model: Any, options: dict[str, Any]) -> None:
+    """Let a model of transformers compute its layers again in the backward pass."""
+    # transformers has two names for it, and warns of the older one.
+    newer = getattr(model, "activation_checkpointing_enable", None)
+    (newer or model.gradient_checkpointing_enable)(options)
 
 
 def _widen(model: nn.Module) -> None:

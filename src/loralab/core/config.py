@@ -19,7 +19,7 @@ from loralab.core.init_config import (
 from loralab.core.peft_config import FORMAT_VERSION, LoraRuntimeConfig, PeftConfig, PeftType, TaskType
 from loralab.errors import AdapterError, ConfigError, did_you_mean
 
-__all__ = ["FORMAT_VERSION", "LoraConfig", "TaskType"]
+__all__ = ["FORMAT_VERSION", "LoraConfig", "TaskType", "pattern_matches"]
 
 _OFF: dict[str, tuple[Any, ...]] = {
     "alora_invocation_tokens": (None,),
@@ -212,9 +212,14 @@ class LoraConfig(PeftConfig):
             raise AdapterError(f"{where}: {error}") from None
 
 
+def pattern_matches(key: str, path: str) -> bool:
+    """Return whether a key of `rank_pattern` or `alpha_pattern` stands for the module at `path`."""
+    return re.match(rf"(.*\.)?({key})$", path) is not None
+
+
 def _first_match(pattern: Mapping[str, float], path: str, default: float) -> float:
     for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", path):
+        if pattern_matches(key, path):
             return value
     return default
 

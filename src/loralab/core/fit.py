@@ -8,7 +8,7 @@ from torch import nn
 
 from loralab.core.adapter import Adapter
 from loralab.core.plan import Plan
-from loralab.core.targets import walk
+from loralab.core.targets import in_saved, walk
 from loralab.errors import AdapterError
 
 __all__ = ["check_fit", "check_tied", "without_copies"]
@@ -67,7 +67,7 @@ def without_copies(adapter: Adapter, model: nn.Module) -> Adapter:
     tied = {
         id(getattr(module, "weight", None))
         for path, module in modules.items()
-        if adapter.config.ensure_weight_tying and any(f".{name}." in f".{path}." for name in saved)
+        if adapter.config.ensure_weight_tying and in_saved(path, saved)
     }
     for key in adapter.tensors:
         path, _, leaf = key.rpartition(".")
@@ -75,7 +75,7 @@ def without_copies(adapter: Adapter, model: nn.Module) -> Adapter:
             continue
         copied = path.removesuffix(".base_layer")
         module = modules.get(copied)
-        if module is None or any(f".{name}." in f".{copied}." for name in saved):
+        if module is None or in_saved(copied, saved):
             continue
         weight = getattr(module, "weight", None)
         if id(weight) in tied:

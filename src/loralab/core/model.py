@@ -11,8 +11,7 @@ from loralab.core.adapter import Adapter
 from loralab.core.config import LoraConfig
 from loralab.core.init_config import check_sub_configs
 from loralab.core.layers import BASE, Activation, LoraLayer
-from loralab.core.layers.mergeable import Mergeable
-from loralab.core.merge import LayerMerge, Merged, MergeReport, Rounding, check_rounding
+from loralab.core.merge import LayerMerge, MergeReport, Rounding, check_rounding
 from loralab.core.parts import Parts
 from loralab.core.peft_answers import (
     delete_adapter,
@@ -106,7 +105,7 @@ class LoraModel(nn.Module):
         self._known([name])
         self._parts.detach(name)
         del self.peft_config[name]
-        self._activation.names = tuple(other for other in self._activation.names if other != name)
+        self._activation.forget(name)
 
     def load(self, name: str, adapter: Adapter) -> None:
         """Attach `adapter` under `name`, or copy its values into the adapter that has that name already.
@@ -197,8 +196,7 @@ class LoraModel(nn.Module):
     @property
     def active_adapter(self) -> str | list[str]:
         """The name of the adapter that runs, or a list of several."""
-        names = self.active_adapters
-        return names[0] if len(names) == 1 else names
+        return self._activation.active
 
     def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
         """Make these adapters, and no others, run; their parameters become trainable unless told otherwise.
@@ -212,7 +210,7 @@ class LoraModel(nn.Module):
         for name in dict.fromkeys((*self._activation.names, *names)):
             self._parts.train(name, name in names and not inference_mode)
         self._activation.names = tuple(names)
-        self._parts.show_own()
+        self._parts.follow()
 
     def _check_together(self, names: Sequence[str]) -> None:
         """Raise AdapterError if adapters cannot run at the same time."""
@@ -246,7 +244,8 @@ class LoraModel(nn.Module):
         self._enable(False)
 
     def _enable(self, enabled: bool) -> None:
-        self._parts.enable(enabled)
+        self._activation.enabled = enabled
+        self._parts.follow()
 
     @contextlib.contextmanager
     def rows(self, names: Sequence[str]) -> Iterator[None]:
@@ -268,12 +267,12 @@ class LoraModel(nn.Module):
                 )
         before = self._activation.rows
         self._activation.rows = tuple(names)
-        self._parts.show_own()
+        self._parts.follow()
         try:
             yield
         finally:
             self._activation.rows = before
-            self._parts.show_own()
+            self._parts.follow()
 
     # merge and unmerge
 
@@ -319,11 +318,10 @@ class LoraModel(nn.Module):
         check_rounding(rounding)
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         self._known(names)
-        built = self._built(names, rounding)
+        parts = self._parts.mergeable().items()
+        built = [(place, part, part.merged_weights(names, rounding)) for place, part in parts]
         for _, part, merged in built:
             part.install(names, merged.parameters)
-        if not names:
-            self._parts.show_own()
         return MergeReport(
             {
                 place: LayerMerge(float(merged.wanted), float(merged.missed))
@@ -333,22 +331,6 @@ class LoraModel(nn.Module):
         )
 
     # inside
-
-    def _built(self, names: Sequence[str], rounding: Rounding) -> list[tuple[str, Mergeable, Merged]]:
-        """Return every part with these adapters merged, not yet in place; after an error all is as it was."""
-        parts = self._parts.mergeable()
-        before = self.merged_adapters
-        if self._parts.changers():  # adapters that are merged onto base weights of their own
-            for part in parts.values():
-                part.install([], {})
-            self._parts.show_bases(names)
-        try:
-            return [(place, part, part.merged_weights(names, rounding)) for place, part in parts.items()]
-        except AdapterError:
-            if self._parts.changers():
-                self._parts.show_own()
-                self.swap_adapter(before)
-            raise
 
     def _known(self, names: Sequence[str]) -> None:
         for name in names:

@@ -1,7 +1,7 @@
 """The parts of one model that adapters have changed: LoRA layers, modules in full, tokens, biases."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -45,8 +45,7 @@ class Parts:
     def attach(self, name: str, config: LoraConfig, adapter: Adapter | None, *, first: bool) -> LoraConfig:
         """Attach an adapter, with the tensors of `adapter` or freshly initialised; return the config to save.
 
-        The `first` one freezes the base and trains; others wait to be made active. Nothing is changed when an
-        error is raised, see `LoraModel.attach`.
+        The `first` one freezes the base. Nothing is changed when an error is raised, see `LoraModel.attach`.
         """
         replication = self._replicated(config, first)
         try:
@@ -67,17 +66,14 @@ class Parts:
             adapter = _translated(adapter, plan)
             check_fit(name, adapter, _expected(plan, biases), type(self.model).__name__)
             check_tied(adapter, plan)
-        trains = False  # until it is made active
         try:
-            self._add_parts(name, plan, adapter, trains)
+            self._add_parts(name, plan, adapter)
         except BaseException:  # whatever it was, the base stays as it is
             for part in plan.parts.values():
                 part.delete_adapter(name)
             raise
         if first:
             self.model.requires_grad_(False)
-            for part in plan.parts.values():
-                part.train_adapter(name, trains)
         self._put_in_place(plan)
         self.biases.start(name, biases)
         if adapter is not None:
@@ -88,7 +84,8 @@ class Parts:
         planner = Planner(self.model, config, fresh, self.activation, self.layers, self.wrappers)
         return planner.plan()
 
-    def _add_parts(self, name: str, plan: Plan, adapter: Adapter | None, trains: bool) -> None:
+    def _add_parts(self, name: str, plan: Plan, adapter: Adapter | None) -> None:
+        """Give the parts their tensors, which get no gradients until the adapter is made active."""
         config = plan.config
         for place, layer in plan.layers.items():
             tensors = None
@@ -96,14 +93,13 @@ class Parts:
                 expected = layer.expected(layer.path, config)
                 tensors = {key: adapter.tensors[f"{place}.{key}"] for key in expected}
             layer.add_adapter(name, layer.path, config, tensors)
-            if not (trains or config.inference_mode):  # else no gradients were given to it
-                layer.train_adapter(name, False)
+            layer.train_adapter(name, False)
         for path, wrapper in plan.saved.items():
             source = plan.saved[plan.source] if plan.source is not None and path in plan.tied else None
-            wrapper.add_adapter(name, trains, None if source is None else source.modules_to_save[name])
+            wrapper.add_adapter(name, None if source is None else source.modules_to_save[name])
         for path, tokens in plan.indices.items():
             plan.tokens[path].token_adapter.update_layer(name, tokens)
-            plan.tokens[path].train_adapter(name, trains)
+            plan.tokens[path].train_adapter(name, False)
 
     def _put_in_place(self, plan: Plan) -> None:
         """Let the parts of the plan that are new take the places of the modules they stand for."""
@@ -235,28 +231,15 @@ class Parts:
             part.train_adapter(name, trains)
         self.biases.train(name, trains)
 
-    def enable(self, enabled: bool) -> None:
-        """Show what adapters made of the base's own tensors, or the base's own."""
-        self.activation.enabled = enabled
+    def follow(self) -> None:
+        """Put in place what goes with the running adapters: biases, base weights, what is merged."""
+        self.biases.show(self.activation.running)
         for part in self.mergeable().values():
-            part.show_merged(enabled)
-        self.show_own()
-
-    def show_own(self) -> None:
-        """Let the base's biases and weights be those that go with the running adapters."""
-        active = self.activation
-        names = active.names if active.enabled and active.rows is None else ()
-        self.biases.show(names)
-        self.show_bases(names)
+            part.follow()
 
     def changers(self) -> set[str]:
         """Return the names of the adapters that go with base weights of their own."""
         return {name for layer in self.layers.values() for name in layer.changers}
-
-    def show_bases(self, names: Sequence[str]) -> None:
-        """Let the base's weights be those that go with these adapters."""
-        for layer in self.layers.values():
-            layer.show_base(names)
 
     def untied(self) -> bool:
         """Return whether a merge gave modules that shared the embedding's weight different ones."""

@@ -86,7 +86,7 @@ class Planner:
         return sorted({path.rpartition(".")[2] for path in self.modules})
 
     def _named(self, name: str) -> list[str]:
-        return [path for path in self.modules if path == name or path.endswith(f".{name}")]
+        return [path for path in self.modules if targets.named(path, {name})]
 
     # tying
 
@@ -95,7 +95,7 @@ class Planner:
         if not self.config.ensure_weight_tying:
             return None, ()
         source = embedding_path(self.model, self.modules)
-        tied = () if source is None else tuple(tied_paths(self.model, source))
+        tied = () if source is None else tuple(tied_paths(self.modules, source))
         if not tied or source is None:
             if self.fresh:
                 raise TargetError(
@@ -254,7 +254,7 @@ class Planner:
 
     def _add_tokens(self, plan: Plan) -> None:
         source = embedding_path(self.model, self.modules) if self.tokens else None
-        tied = tied_paths(self.model, source) if source in self.tokens and source is not None else []
+        tied = tied_paths(self.modules, source) if source in self.tokens and source is not None else []
         apart = [
             path for path in tied if path in self.tokens and self.tokens[path] != self.tokens[source or ""]
         ]
@@ -300,14 +300,14 @@ class Planner:
         if wanted is None or (isinstance(wanted, str) and wanted in targets.PRESETS):
             wanted = targets.shorten(paths, modules)
         if self.source in plan.layers and isinstance(wanted, set):
-            followed = {n for n in wanted if any(p == n or p.endswith(f".{n}") for p in self.tied)}
+            followed = {n for n in wanted if any(targets.named(p, {n}) for p in self.tied)}
             wanted = (wanted - followed) | {self.source}  # as PEFT writes it
         # PEFT's own readers want this flag to say how the weight lies.
         transposed = bool(paths) and all(type(modules[path]).__name__ == "Conv1D" for path in paths)
-        heads = [name for name in config.heads if self._named(name)]
+        heads = [name for name in config.heads if any(path.endswith(name) for path in plan.saved)]
         saved = list(dict.fromkeys((*(config.modules_to_save or ()), *heads)))
         if self.source in plan.saved and self.source is not None:
-            followed = {n for n in saved if any(p == n or p.endswith(f".{n}") for p in self.tied)}
+            followed = {n for n in saved if any(targets.named(p, {n}) for p in self.tied)}
             saved = list(dict.fromkeys((*(n for n in saved if n not in followed), self.source)))
         layers = config.layers_to_transform if wanted == config.target_modules else None
         return dataclasses.replace(

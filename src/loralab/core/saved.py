@@ -59,9 +59,9 @@ class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
     def adapters(self) -> tuple[str, ...]:
         return tuple(self.modules_to_save)
 
-    def add_adapter(self, name: str, trains: bool, tied: nn.Module | None = None) -> None:
-        """Copy the original module for an adapter; its weight is that of `tied`, if given."""
-        self.modules_to_save[name] = copy.deepcopy(self.original_module).requires_grad_(trains)
+    def add_adapter(self, name: str, tied: nn.Module | None = None) -> None:
+        """Copy the original module for an adapter, frozen; its weight is that of `tied`, if given."""
+        self.modules_to_save[name] = copy.deepcopy(self.original_module).requires_grad_(False)
         if tied is not None:
             self.modules_to_save[name].weight = tied.weight
 
@@ -81,8 +81,7 @@ class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
 
     @property
     def shown(self) -> nn.Module:
-        running = self._activation.enabled and self._activation.rows is None
-        return self.copy_of(self._activation.names) if running else self.original_module
+        return self.copy_of(self._activation.running)
 
     def copy_of(self, names: Sequence[str]) -> nn.Module:
         """Return the copy of the one of these adapters that has one, else the original module."""

@@ -12,7 +12,10 @@ from loralab.core.layers import LoraLayer, is_linear
 from loralab.core.saved import AuxiliaryTrainingWrapper
 from loralab.errors import TargetError, did_you_mean
 
-__all__ = ["PRESETS", "Targets", "find_parameters", "find_targets", "original", "replace", "shorten", "walk"]
+__all__ = [
+    *("PRESETS", "Targets", "find_parameters", "find_targets", "in_saved", "named", "original", "replace"),
+    *("shorten", "walk"),
+]
 
 _BY_TARGETS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("q_proj", "v_proj"): (
@@ -88,8 +91,8 @@ def find_targets(
         chosen = [path for path in modules if _fullmatch(wanted, path)]
         unmatched = ()
     else:
-        chosen = [p for p in modules if _named(p, wanted) and _in_layers(p, config)]
-        unmatched = tuple(sorted(name for name in wanted if not any(_named(p, {name}) for p in modules)))
+        chosen = [p for p in modules if named(p, wanted) and _in_layers(p, config)]
+        unmatched = tuple(sorted(name for name in wanted if not any(named(p, {name}) for p in modules)))
     paths = [path for path in chosen if not _excluded(path, config)]
     if not paths:
         raise TargetError(_nothing(wanted, config, modules, chosen))
@@ -112,8 +115,8 @@ def find_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tuple[str
         names = [name for name, _ in module.named_parameters(recurse=False)]
         full = {name: f"{path}.{name}" if path else name for name in names}
         known.update(full.values())
-        chosen = tuple(name for name in names if _named(full[name], wanted))
-        matched.update(entry for entry in wanted for name in chosen if _named(full[name], {entry}))
+        chosen = tuple(name for name in names if named(full[name], wanted))
+        matched.update(entry for entry in wanted for name in chosen if named(full[name], {entry}))
         if chosen and not path:
             raise TargetError(
                 f"target_parameters: {chosen[0]!r} is a parameter of the whole model; only those of modules "
@@ -232,7 +235,18 @@ def _output_head(model: nn.Module) -> nn.Module | None:
     return None if head is None else original(head)
 
 
-def _named(path: str, names: Collection[str]) -> bool:
+def in_saved(path: str, names: Collection[str]) -> bool:
+    """Return whether the module at `path` is, or lies in, one that `modules_to_save` names.
+
+    By the ends of paths, as PEFT does: "norm" names every module whose name ends so.
+    """
+    parts = path.split(".")
+    outer = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return any(place.endswith(name) for place in outer for name in names)
+
+
+def named(path: str, names: Collection[str]) -> bool:
+    """Return whether `path` is one of the names, or ends with one after a dot."""
     return f".{path}".endswith(tuple(f".{name}" for name in names))
 
 
@@ -258,7 +272,7 @@ def _in_layers(path: str, config: LoraConfig) -> bool:
 
 def _excluded(path: str, config: LoraConfig) -> bool:
     exclude = config.exclude_modules
-    if exclude and (_fullmatch(exclude, path) if isinstance(exclude, str) else _named(path, exclude)):
+    if exclude and (_fullmatch(exclude, path) if isinstance(exclude, str) else named(path, exclude)):
         return True
     saved = (*(config.modules_to_save or ()), *config.heads)
     return any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in saved)

@@ -107,10 +107,11 @@ class TrainableTokensLayer(Mergeable):
 
     def running(self) -> list[str]:
         """Return the names of the adapters that replace rows now, for all of a batch."""
-        active = self._activation
-        if not active.enabled or active.rows is not None:
-            return []
-        return [name for name in active.names if name in self.adapters and name not in self.merged_adapters]
+        return [
+            name
+            for name in self._activation.running
+            if name in self.adapters and name not in self.merged_adapters
+        ]
 
     @property
     def weight(self) -> Any:
@@ -154,13 +155,14 @@ class TrainableTokensLayer(Mergeable):
         if not names:
             return Merged()
         self.check_disjoint(names)
-        weight = total(self.dense_weight(), [])
+        before = self.dense_weight()
+        weight = total(before, [])
         for name in names:
             weight[self._source()._indices[name].to(weight.device)] = (
                 self.rows(name).detach().to(weight.dtype)
             )
         merged = self.rounded(weight, names, rounding)
-        return Merged({self.weight_name: merged}, *self.report(merged, weight))
+        return Merged({self.weight_name: merged}, *self.report(merged, weight, before))
 
     def install(self, names: Sequence[str], merged: dict[str, nn.Parameter]) -> None:
         """Put merged parameters in place; a head that follows its embedding shows the same tensor as it."""

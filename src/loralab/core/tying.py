@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from loralab.core.config import LoraConfig
 from loralab.core.layers import Activation, LoraLayer
 from loralab.core.layers.linear import LinearLike
-from loralab.core.targets import original, walk
+from loralab.core.targets import original
 from loralab.errors import ConfigError
 
 __all__ = ["TiedLayer", "embedding_path", "tied_paths"]
@@ -23,15 +23,12 @@ def embedding_path(model: nn.Module, modules: Mapping[str, nn.Module]) -> str | 
     return next((path for path, module in modules.items() if module is embedding), None)
 
 
-def tied_paths(model: nn.Module, source: str) -> list[str]:
+def tied_paths(modules: Mapping[str, nn.Module], source: str) -> list[str]:
     """Return the paths of the other modules whose weight is that of the module at `source`."""
-    modules = dict(walk(model))
     weight = getattr(modules[source], "weight", None)
-    found = []
-    for path, module in modules.items():
-        if path != source and weight is not None and getattr(module, "weight", None) is weight:
-            found.append(path)
-    return found
+    if weight is None:
+        return []
+    return [p for p, module in modules.items() if p != source and getattr(module, "weight", None) is weight]
 
 
 @final

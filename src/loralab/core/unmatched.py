@@ -1,9 +1,9 @@
 """Settings of a new adapter that name modules of which there are none: a misspelt word is no setting."""
 
-import re
 from collections.abc import Collection, Iterable
 
-from loralab.core.config import LoraConfig
+from loralab.core.config import LoraConfig, pattern_matches
+from loralab.core.targets import named
 from loralab.errors import TargetError, did_you_mean
 
 __all__ = ["check_unmatched"]
@@ -16,11 +16,11 @@ def check_unmatched(config: LoraConfig, modules: Collection[str], adapted: Colle
     """
     for field in ("rank_pattern", "alpha_pattern"):
         for key in getattr(config, field):
-            if not any(re.match(rf"(.*\.)?({key})$", path) for path in adapted):
+            if not any(pattern_matches(key, path) for path in adapted):
                 raise TargetError(f"{field}: {key!r} matches no adapted module.{_near(key, adapted)}")
     excluded = config.exclude_modules or ()
     for name in [] if isinstance(excluded, str) else sorted(excluded):
-        if not any(path == name or path.endswith(f".{name}") for path in modules):
+        if not any(named(path, {name}) for path in modules):
             raise TargetError(f"exclude_modules: {name!r} matches no module.{_near(name, modules)}")
     layers = config.layers_to_transform
     numbers = [] if layers is None else [layers] if isinstance(layers, int) else layers

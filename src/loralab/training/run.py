@@ -14,6 +14,7 @@ import torch
 
 from loralab.adapters import PeftModel, get_peft_model
 from loralab.adapters.habits import Habits, write_habits
+from loralab.adapters.kbit import checkpoint_activations
 from loralab.core.config import LoraConfig
 from loralab.data.dataset import Dataset, load_dataset
 from loralab.errors import CheckpointError, ConfigError, LoralabError, TrainingError
@@ -238,10 +239,7 @@ def keep_less(base: BaseModel) -> None:
             f"activation_checkpointing: {type(base.model).__name__} cannot compute its layers again; "
             "leave it out, or lower micro_batch_size."
         )
-    model = base.model
-    # The name that transformers 5 began with goes in its version 6.
-    newer = getattr(model, "activation_checkpointing_enable", None)
-    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    checkpoint_activations(base.model, {"use_reentrant": False})
 
 
 def causal_lm(base: BaseModel) -> CausalLM:

@@ -19,10 +19,20 @@ class Activation:
     rows: tuple[str, ...] | None = None
     """In a mixed batch: the adapter of every row."""
 
-    def rows_of(self, name: str, count: int) -> list[int]:
-        """Return the rows of a batch of `count` that run with an adapter (or "__base__") in a mixed batch.
+    @property
+    def running(self) -> tuple[str, ...]:
+        """The adapters that run for all of a batch."""
+        return self.names if self.enabled and self.rows is None else ()
 
-        A module that sees several rows for each of the caller's (beams, flattened tokens) repeats the names.
+    @property
+    def active(self) -> str | list[str]:
+        """The name of the active adapter, or a list unless there is one."""
+        return self.names[0] if len(self.names) == 1 else list(self.names)
+
+    def repeats(self, count: int) -> int:
+        """Return how many rows of a mixed batch of `count` stand for each of the caller's.
+
+        A module may see several for each (beams, flattened tokens).
 
         Raises:
             AdapterError: the batch has no whole number of rows for each name.
@@ -31,7 +41,12 @@ class Activation:
         repeat, rest = divmod(count, len(names)) if names else (0, 1)
         if rest:
             raise AdapterError(f"adapter_names has {len(names)} entries for a batch of {count} rows.")
-        return [i * repeat + k for i, row in enumerate(names) if row == name for k in range(repeat)]
+        return repeat
+
+    def rows_of(self, name: str, count: int) -> list[int]:
+        """Return the rows of a mixed batch of `count` that run with an adapter. Raises as `repeats`."""
+        repeat = self.repeats(count)
+        return [i * repeat + k for i, row in enumerate(self.rows or ()) if row == name for k in range(repeat)]
 
     def forget(self, name: str) -> None:
         """Let an adapter run no more."""

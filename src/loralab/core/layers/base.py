@@ -65,7 +65,7 @@ class LoraLayer(Holding):
 
         A layer that sees several rows for each of the caller's (beams, flattened tokens) repeats the names.
         """
-        self._check_rows(rows, x)
+        self._activation.repeats(x.shape[0])
         base_out = self._base(x, *args, **kwargs)
         output = base_out
         for name in dict.fromkeys(rows):
@@ -75,13 +75,6 @@ class LoraLayer(Holding):
             term = self._term(name, base_out[index], x[index])
             output = output.index_add(0, index, term)
         return output
-
-    def _check_rows(self, rows: Sequence[str], x: Tensor) -> int:
-        """Return how many rows of x stand for each of the caller's. Raises AdapterError if none do."""
-        repeat = x.shape[0] // len(rows)
-        if repeat * len(rows) != x.shape[0]:
-            raise AdapterError(f"adapter_names has {len(rows)} entries for a batch of {x.shape[0]} rows.")
-        return repeat
 
     # merge
 
@@ -93,9 +86,9 @@ class LoraLayer(Holding):
         """Return the layer as it was found."""
         return self.holder
 
-    def delta(self, name: str) -> Tensor:
-        """Return what an adapter adds to the base weight, in its shape, in fp32 or wider."""
-        delta_OI: Tensor = find_variant(self.variants[name]).delta(self.state(name))
+    def delta(self, name: str, onto: nn.Parameter | None = None) -> Tensor:
+        """Return what an adapter adds to the base weight (or to `onto`), in its shape, in fp32 or wider."""
+        delta_OI: Tensor = find_variant(self.variants[name]).delta(self.state(name, onto))
         return self.unmatrix(delta_OI)
 
     def merged_weights(self, names: Sequence[str], rounding: Rounding = "nearest") -> Merged:
@@ -126,15 +119,16 @@ class LoraLayer(Holding):
 
     def _merged_weight(self, names: Sequence[str], rounding: Rounding) -> tuple[nn.Parameter, Tensor, Tensor]:
         """Return (the weight with the deltas of `names` in it, |the deltas|, |what rounding changed|)."""
-        original = self.original_weight
+        original = self.weight_under(names)
+        before = self.dense(original)
         plain = all(self.variants[name] == "plain" for name in names)
         if not plain or not self.low_rank_merge:
-            weight = total(self.dense_weight(), [self.delta(name) for name in names])
+            weight = total(before, [self.delta(name, original) for name in names])
             rounded = self.rounded(weight, names, rounding)
-            return rounded, *self.report(rounded, weight)
+            return rounded, *self.report(rounded, weight, before)
         factors = joined([(*self.matrices(name), self.scaling[name]) for name in names])
         dtype = wide(original.dtype) if rounding == "float32" else original.dtype
-        result_OI, missed = add_low_rank(self.matrix(self.dense_weight()), factors, dtype, rounding)
+        result_OI, missed = add_low_rank(self.matrix(before), factors, dtype, rounding)
         check_finite(missed, names)  # it is not, where a number of the result is not
         parameter = nn.Parameter(self.unmatrix(result_OI).contiguous(), requires_grad=False)
         return parameter, norm(factors), missed

@@ -48,17 +48,14 @@ class EffectiveLayer(LinearLike):
             AdapterError: a mixed batch has rows for an adapter of this layer.
         """
         active = self._activation
-        if not active.enabled:
-            return []
-        if active.rows is not None:
+        if active.enabled and active.rows is not None:
             mixed = [name for name in dict.fromkeys(active.rows) if name != BASE and name in self.r]
             if mixed:
                 raise AdapterError(
                     f"adapter {mixed[0]!r} changes the {self.noun} of {self.path!r}, which all rows of a "
                     "batch share; it cannot be mixed."
                 )
-            return []
-        return [name for name in active.names if name in self.r and name not in self.merged_adapters]
+        return [name for name in active.running if name in self.r and name not in self.merged_adapters]
 
     def effective_weight(self) -> Tensor:
         """Return the weight with the running adapters added, in its own shape and dtype."""

@@ -128,8 +128,9 @@ class Holding(Scaled):
         for key, tensor in self.tensors(name).items():
             tensor.detach().copy_(tensors[key])
 
-    def state(self, name: str) -> State:
-        """Return an adapter on this layer as its variant sees it."""
+    def state(self, name: str, onto: nn.Parameter | None = None) -> State:
+        """Return an adapter on this layer as its variant sees it, over the weight it runs with or `onto`."""
+        weight = self.weight_under((name, *self._activation.running)) if onto is None else onto
         a_RI, b_OR = self.matrices(name)
         extra = {
             key: getattr(self, key)[name].weight.flatten()
@@ -137,8 +138,8 @@ class Holding(Scaled):
             if name in getattr(self, key)
         }
         return State(
-            sources=(self.original_weight, *self.factors(name)),
-            dense=lambda: self.matrix(self.dense_weight()),
+            sources=(weight, *self.factors(name)),
+            dense=lambda: self.matrix(self.dense(weight)),
             a_RI=a_RI,
             b_OR=b_OR,
             scaling=self.scaling[name],
@@ -199,24 +200,24 @@ class Holding(Scaled):
             for table in tables:
                 getattr(self, table)[name].training = False
 
-    def show_base(self, names: Sequence[str]) -> None:
-        """Let the base weight be the one that goes with these adapters, while nothing is merged.
+    def weight_under(self, names: Sequence[str]) -> nn.Parameter:
+        """Return the weight that these adapters stand on, whatever is merged or runs.
 
         It is the one found, unless one of them was initialised together with another (as by PiSSA).
         """
-        if self._bases and not self._merged:
-            changer = next((name for name in names if name in self._bases), BASE)
-            self._put(self.weight_name, self._bases[changer])
+        if not self._bases:
+            return self.original_weight
+        return self._bases[next((name for name in names if name in self._bases), BASE)]
 
     @property
     def changers(self) -> tuple[str, ...]:
         """The adapters that have a base weight of their own."""
         return tuple(name for name in self._bases if name != BASE)
 
-    def show_merged(self, shown: bool) -> None:
-        super().show_merged(shown)
-        if self._bases and not shown:
-            self._put(self.weight_name, self._bases[BASE])
+    def follow(self) -> None:
+        super().follow()
+        if self._bases and not (self._merged and self._activation.enabled):
+            self._put(self.weight_name, self.weight_under(self._activation.running))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
@@ -228,18 +229,16 @@ class Holding(Scaled):
 
     def _initialise(self, name: str, path: str, config: LoraConfig) -> None:
         a, b = self.factors(name)
-        shown = self.original_weight
-        if self._bases and not self._merged:
-            self._put(self.weight_name, self._bases[BASE])
+        found = self.weight_under(())
         start = Start(
             a_RI=a.detach().flatten(1),
             b_OR=b.detach().flatten(1),
-            weight_OI=self.matrix(self.dense_weight()),
+            weight_OI=self.matrix(self.dense(found)),
             scaling=self.scaling[name],
             path=path,
             config=config,
             lookup=self.lookup,
-            quantized=not self.original_weight.is_floating_point(),
+            quantized=not found.is_floating_point(),
         )
         with torch.no_grad():
             residual_OI = find_init(config.init_lora_weights)(start)
@@ -250,10 +249,8 @@ class Holding(Scaled):
                 raise AdapterError(
                     f"init_lora_weights={config.init_lora_weights!r} changes the base weight; unmerge first."
                 )
-            self._bases.setdefault(BASE, self.original_weight)
+            self._bases.setdefault(BASE, found)
             self._bases[name] = self.stored(self.unmatrix(residual_OI))
-        if self._bases and not self._merged:
-            self._put(self.weight_name, shown)
 
     def _first_extras(self, name: str) -> dict[str, Tensor]:
         variant = find_variant(self.variants[name])
@@ -273,10 +270,6 @@ class Holding(Scaled):
 
     def delete_adapter(self, name: str) -> None:
         """Forget an adapter; one that this layer does not hold is no fault."""
-        merged = [other for other in self.merged_adapters if other != name]
-        again = name in self.merged_adapters or (self.merged and name in self._bases)
-        if again:
-            self.install([], {})
         tables: list[dict[str, Any]] = [
             self.r,
             self.lora_alpha,
@@ -288,16 +281,17 @@ class Holding(Scaled):
             table.pop(name, None)
         self._norms.pop(name, None)
         self._activation.forget(name)
-        if self._bases.pop(name, None) is not None:
-            self.show_base(self._activation.names)
-            if not self.changers:
-                self._bases.clear()
+        self._bases.pop(name, None)
         for attribute in ("lora_dropout", "lora_magnitude_vector", *self.factor_names):
             modules = getattr(self, attribute)
             if name in modules:
                 del modules[name]
-        if again:
-            self.install(merged, self.merged_weights(merged).parameters)
+        if name in self.merged_adapters:
+            rest = [other for other in self.merged_adapters if other != name]
+            self.install(rest, self.merged_weights(rest).parameters)
+        self.follow()
+        if not self.changers:
+            self._bases.clear()
 
     def train_adapter(self, name: str, trains: bool) -> None:
         """Set whether the tensors of an adapter get gradients."""

@@ -103,7 +103,7 @@ class LinearLike(LoraLayer):
         dropouts = {self.dropout_of(name) for name in names}
         if not plain or len(dropouts) != 1:
             return super()._mixed(rows, x, *args, **kwargs)
-        self._check_rows(rows, x)
+        self._activation.repeats(x.shape[0])
         base_out = self._base(x, *args, **kwargs)
         x_BTI = x.reshape(len(rows), -1, x.shape[-1])
         everyone = len(chosen) == len(rows)

@@ -77,6 +77,10 @@ class Mergeable(Switchable):
         """Whether adapters are merged into the weight."""
         return bool(self.merged_adapters)
 
+    def weight_under(self, names: Sequence[str]) -> nn.Parameter:
+        """Return the weight that these adapters stand on, whatever is merged or runs."""
+        return self.original_weight
+
     def dense_weight(self) -> Tensor:
         """Return the original weight in its own shape as plain floating-point numbers, without a gradient."""
         return self.dense(self.original_weight)
@@ -101,10 +105,10 @@ class Mergeable(Switchable):
             total = round_randomly(total, self.original_weight.dtype)
         return finite(self.stored(total), names)
 
-    def report(self, merged: nn.Parameter, total: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (|wanted|, |applied - wanted|) for a merged weight that stands for `total`."""
+    def report(self, merged: nn.Parameter, total: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (|wanted|, |applied - wanted|) for a merged weight that stands for `total`, not `before`."""
         applied = self.dense(merged).to(total.dtype)
-        wanted = torch.linalg.vector_norm(total - self.dense_weight().to(total.dtype))
+        wanted = torch.linalg.vector_norm(total - before.to(total.dtype))
         return wanted, torch.linalg.vector_norm(applied.sub(total))
 
     def install(self, names: Sequence[str], merged: dict[str, nn.Parameter]) -> None:
@@ -114,9 +118,11 @@ class Mergeable(Switchable):
         """
         self.show_merged(False)
         self._weights = {key: getattr(self.holder, key) for key in merged}
+        if self.weight_name in merged:
+            self._weights[self.weight_name] = self.weight_under(names)
         self._merged = merged
         self.merged_adapters = [name for name in names if name in self.adapters]
-        self.show_merged(self._activation.enabled)
+        self.follow()
 
     def merge(self, safe_merge: bool = False, adapter_names: Sequence[str] | None = None) -> None:
         """Merge these adapters (by default the active ones) into this module alone, beside earlier ones.
@@ -134,10 +140,8 @@ class Mergeable(Switchable):
         """Put this module's original parameters back, bit for bit."""
         self.install([], {})
 
-    def enable_adapters(self, enabled: bool) -> None:
-        """Switch the whole model's adapters on or off, and what is merged here with them."""
-        super().enable_adapters(enabled)
-        self.show_merged(enabled)
+    def follow(self) -> None:
+        self.show_merged(self._activation.enabled)
 
     def show_merged(self, shown: bool) -> None:
         """Put the merged parameters in place, or the original ones; both are kept, neither is computed."""

@@ -127,9 +127,9 @@ class Layer(EffectiveLayer):
         left, right = (a_ERI.mT, b_EOR.mT) if self.transposed else (b_EOR, a_ERI)
         return torch.baddbmm(weight, left, right, alpha=scaling)
 
-    def delta(self, name: str) -> Tensor:
+    def delta(self, name: str, onto: nn.Parameter | None = None) -> Tensor:
         if not self.num_experts:
-            return super().delta(name)
+            return super().delta(name, onto)
         dtype = wide(self.original_weight.dtype)
         a_ERI, b_EOR = self._stacks(*(factor.detach().to(dtype) for factor in self.factors(name)))
         delta_EOI = torch.bmm(b_EOR, a_ERI).mul_(self.scaling[name])

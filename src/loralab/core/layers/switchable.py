@@ -36,8 +36,7 @@ class Switchable(nn.Module, ABC):
     @property
     def active_adapter(self) -> str | list[str]:
         """The name of the model's active adapter, or a list unless there is one."""
-        names = self.active_adapters
-        return names[0] if len(names) == 1 else names
+        return self._activation.active
 
     @property
     def _active_adapter(self) -> str | list[str]:
@@ -54,10 +53,15 @@ class Switchable(nn.Module, ABC):
         self._activation.names = names
         for name in self.adapters:
             self.train_adapter(name, name in names and not inference_mode)
+        self.follow()
 
     def enable_adapters(self, enabled: bool) -> None:
         """Switch the whole model's adapters on or off. What trains stays as it is."""
         self._activation.enabled = enabled
+        self.follow()
+
+    def follow(self) -> None:
+        """Put in place what goes with the adapters that run now, as `Activation` says; here, nothing."""
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
         """Set whether adapters get gradients here, active or not."""
