@@ -53,6 +53,31 @@ def test_packing_fills_rows() -> None:
     assert collate(EXAMPLES, 0, "positions").input_ids_BT.shape == (4, 9)
 
 
+def test_documents_stand_one_behind_the_other() -> None:
+    batch = collate([example(2, 5), example(4, 9)], 3, "documents")
+    assert batch.input_ids_BT.tolist() == [[9, 10, 11, 12, 5, 6]]
+    assert batch.position_ids_BT.tolist() == [[0, 1, 2, 3, 0, 1]]
+    assert batch.bounds.tolist() == [0, 4, 6]
+    inputs = batch.model_inputs("documents", torch.bfloat16)
+    assert inputs["cu_seq_lens_q"].tolist() == [0, 4, 6]
+    assert inputs["attention_mask"].shape == (1, 1, 1, 1)
+
+
+def test_rows_of_documents_are_full_and_of_few_widths() -> None:
+    widths, fills = set(), []
+    for tokens in range(1, 2050):
+        batch = collate(
+            [example(tokens - tokens // 3, 5), example(tokens // 3, 9)][: 1 + (tokens > 2)], 0, "documents"
+        )
+        if tokens > 2:
+            assert batch.bounds.tolist() == [0, tokens - tokens // 3, batch.input_ids_BT.shape[1]]
+            widths.add(batch.input_ids_BT.shape[1])
+            fills.append(batch.fill)
+    assert sum(fills) / len(fills) > 0.98
+    assert min(fills) > 0.96
+    assert len(widths) < 230
+
+
 def test_types_and_padding() -> None:
     batch = collate([example(2, 5), example(4, 9)], 3, "rows")
     assert batch.input_ids_BT.tolist() == [[5, 6, 3, 3], [9, 10, 11, 12]]

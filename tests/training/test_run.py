@@ -72,7 +72,7 @@ def test_what_the_events_say_is_true(settings, eval_file):
     first, last = events[0], events[-1]
     assert isinstance(first, Started)
     assert isinstance(last, Finished)
-    assert (first.step, first.steps, first.examples, first.isolation) == (0, 8, 23, "positions")
+    assert (first.step, first.steps, first.examples, first.isolation) == (0, 8, 23, "documents")
     assert (first.trainable, first.parameters) == run.model.get_nb_trainable_parameters()
     assert last.base_loss == pytest.approx(base_loss, rel=1e-6)
     loss, again = evaluate(run.model, run.task, run.eval_data.examples, 1)

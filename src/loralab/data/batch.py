@@ -10,14 +10,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from loralab.core.attention import BOUNDS
 from loralab.data.pack import pack
 from loralab.data.types import Example
 from loralab.errors import DataError
 
 __all__ = ["Batch", "Isolation", "collate"]
 
-Isolation = Literal["positions", "mask", "rows"]
-"""What keeps the examples of a row apart: position ids that restart, an explicit mask, or a row for each."""
+Isolation = Literal["documents", "positions", "mask", "rows"]
+"""What keeps the examples of a row apart: their bounds, position ids that restart, an explicit mask, or a row
+for each."""
+
+_SHARE = 32
+"""A row of all examples is filled up by less than this part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,12 @@ class Batch:
         """The share of the tensor that is not padding."""
         return self.tokens / self.input_ids_BT.numel()
 
+    @property
+    def bounds(self) -> Tensor:
+        """int64, where the documents of one row begin, and its end; padding belongs to the last of them."""
+        starts = (self.documents_BT[0].diff(prepend=self.documents_BT.new_tensor([-2])) > 0).nonzero()[:, 0]
+        return torch.cat([starts, starts.new_tensor([self.documents_BT.shape[1]])])
+
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device."""
         return Batch(
@@ -60,13 +71,17 @@ class Batch:
     def model_inputs(self, isolation: Isolation, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return the arguments of the model's forward.
 
-        "positions" gives no attention mask: without one, transformers reads the documents from where
-        `position_ids` restart, and with one it does not. "mask" adds [B, 1, T, T], 0 where a token may look
-        and the lowest `dtype` elsewhere. "rows" gives the usual [B, T], 1 for tokens and 0 for padding.
+        "documents" gives the bounds, for `models.attention`, and a mask of one number, which keeps
+        transformers from making one. "positions" gives no attention mask: without one, transformers reads
+        the documents from where `position_ids` restart, and with one it does not. "mask" adds [B, 1, T, T],
+        0 where a token may look and the lowest `dtype` elsewhere.
+        "rows" gives the usual [B, T], 1 for tokens and 0 for padding.
         """
         if isolation == "rows":
             return {"input_ids": self.input_ids_BT, "attention_mask": (self.documents_BT >= 0).long()}
         inputs = {"input_ids": self.input_ids_BT, "position_ids": self.position_ids_BT}
+        if isolation == "documents":
+            inputs |= {BOUNDS: self.bounds, "attention_mask": torch.zeros(1, 1, 1, 1, dtype=dtype)}
         if isolation == "mask":
             inputs["attention_mask"] = self._block_mask(dtype)
         return inputs
@@ -80,10 +95,10 @@ class Batch:
 
 
 def collate(examples: Sequence[Example], pad_id: int, isolation: Isolation) -> Batch:
-    """Return the examples as one batch, as wide as the longest of them.
+    """Return the examples as one batch.
 
-    For "positions" and "mask" they are packed, several to a row; for "rows" each has its own. Padding stands
-    on the right.
+    For "documents" they stand in one row, the longest first. For "positions" and "mask" they are packed,
+    several to a row as wide as the longest; for "rows" each has its own. Padding stands on the right.
 
     Raises:
         DataError: there are no examples.
@@ -91,7 +106,7 @@ def collate(examples: Sequence[Example], pad_id: int, isolation: Isolation) -> B
     if not examples:
         raise DataError("a batch needs at least one example.")
     lengths = [len(example.ids) for example in examples]
-    width = max(lengths)
+    width = _rounded(sum(lengths)) if isolation == "documents" else max(lengths)
     rows = [[index] for index in range(len(examples))] if isolation == "rows" else pack(lengths, width)
     shape = (len(rows), width)
     ids_BT = torch.full(shape, pad_id, dtype=torch.int64)
@@ -109,3 +124,9 @@ def collate(examples: Sequence[Example], pad_id: int, isolation: Isolation) -> B
             start = end
         positions_BT[row, start:] = torch.arange(width - start)
     return Batch(ids_BT, positions_BT, weights_BT, documents_BT)
+
+
+def _rounded(tokens: int) -> int:
+    """Return a slightly larger number, of which there are few: some hardware makes a kernel for each size."""
+    step = 1 << max(0, (tokens // _SHARE).bit_length() - 1)
+    return -(-tokens // step) * step

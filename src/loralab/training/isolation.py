@@ -1,7 +1,8 @@
 """How to keep packed examples apart on a given model: tried on the model itself, not looked up.
 
-Transformers builds a block-diagonal mask from position ids that restart, on most architectures, if no
-attention mask is passed. Where it does not, an explicit mask is tried, then a row for each example.
+On a CPU, attention that is told where documents begin does the least work. Else transformers builds a
+block-diagonal mask from position ids that restart, on most architectures, if no attention mask is passed.
+Where it does not, an explicit mask is tried, then a row for each example.
 """
 
 from typing import Any, get_args
@@ -12,6 +13,7 @@ from torch import Tensor
 from loralab.data.batch import Isolation, collate
 from loralab.data.types import Example
 from loralab.errors import TrainingError
+from loralab.models.attention import set_document_attention
 
 __all__ = ["find_isolation"]
 
@@ -23,6 +25,7 @@ def find_isolation(model: Any, vocabulary: int, device: torch.device, dtype: tor
     """Return the cheapest way in which no packed example sees another on `model`.
 
     An example must give the same scores behind either of two neighbours, and, to rounding, the same as alone.
+    For "documents" the model's attention is set to that of `models.attention`, and left so.
 
     Raises:
         TrainingError: not even a row for each example keeps padding out.
@@ -30,7 +33,12 @@ def find_isolation(model: Any, vocabulary: int, device: torch.device, dtype: tor
     was_training = model.training
     model.eval()
     try:
-        for isolation in get_args(Isolation):
+        before = set_document_attention(model) if device.type == "cpu" else None
+        if before is not None:
+            if _isolates(model, "documents", vocabulary, device, dtype):
+                return "documents"
+            model.set_attn_implementation(before)
+        for isolation in get_args(Isolation)[1:]:
             if _isolates(model, isolation, vocabulary, device, dtype):
                 chosen: Isolation = isolation
                 return chosen
