@@ -28,6 +28,7 @@ PACKAGE = SOURCE / "loralab"
 MECHANICS = (
     *("activation", "base", "effective", "holding", "mergeable", "parameter", "quantized", "scaled"),
     "switchable",
+    "together",
 )
 """What stands in core/layers beside the entries."""
 

@@ -1,65 +1,88 @@
-"""The LoRA linear as one autograd function.
+"""The LoRA linear as one autograd function, for all the linear layers that share an input.
 
 h = W x + b + s * B A drop(x)    (Hu et al. 2021, arXiv 2106.09685, eq. 3)
 
-Shape key: B rows, T tokens (all leading sizes flattened), I in, O out, R rank.
+Shape key: B rows, T tokens (all leading sizes flattened), I in, O out, R rank; S the ranks of all layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from loralab.core.algebra import padded
-from loralab.core.dropout import draw_seed, drop, kept, masked
+from loralab.core.dropout import Mask, draw_seed, drop, kept
+from loralab.core.products import add_times_, times
 
-__all__ = ["lora_linear", "low_rank", "low_rank_rows"]
+__all__ = ["Base", "Factors", "Segment", "lora_linear", "lora_linears", "low_rank", "low_rank_rows"]
+
+Factors = tuple[Tensor, Tensor, float]
+"""(a_RI, b_OR, scaling)."""
+Base = tuple[Tensor, Tensor | None]
+"""(weight_OI, bias_O)."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens one behind the other, and what each layer adds for them."""
+
+    factors: tuple[Factors, ...]
+    """Of every layer; none for the base alone."""
+    dropout: float = 0.0
+    tokens: int | None = None
+    """None: all there are."""
 
 
 def lora_linear(
-    x: Tensor,
-    weight_OI: Tensor,
-    bias_O: Tensor | None,
-    factors: tuple[Tensor, Tensor, float],
-    dropout: float = 0.0,
+    x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, factors: Factors, dropout: float = 0.0
 ) -> Tensor:
-    """Return W x + bias + scaling * B A drop(x), in the dtype of the base's product.
+    """Return W x + bias + scaling * B A drop(x), see `lora_linears`."""
+    return lora_linears(x, [(weight_OI, bias_O)], [Segment((factors,), dropout)])[0]
 
-    `factors` is (a_RI, b_OR, scaling). A and B may be of any floating dtype; they are cast to that of x, or a
-    smaller x to theirs, so a large x is never copied to another precision. For the backward pass x is saved
-    once, with the [T, R] product A x; the dropout mask is made again from its seed. A weight or bias that
-    requires no gradient gets none.
+
+def lora_linears(x: Tensor, bases: Sequence[Base], segments: Sequence[Segment]) -> tuple[Tensor, ...]:
+    """Return W x + bias + scaling * B A drop(x) of each layer, in the dtype of the base's product.
+
+    All layers read one x: its product with all their A is one, and what is dropped of it is dropped for all.
+    A and B may be of any floating dtype; they are cast to that of x, or a smaller x to theirs, so a large x
+    is never copied to another precision. For the backward pass x is saved once, with the [T, S] product A x;
+    what dropout took is found again from its seed. A weight or bias that requires no gradient gets none.
     """
-    a_RI, b_OR, scaling = factors
     device = x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        bias_O = None if bias_O is None else bias_O.to(dtype)
+        cast = [(weight.to(dtype), None if bias is None else bias.to(dtype)) for weight, bias in bases]
         with torch.autocast(device, enabled=False):
-            return lora_linear(x.to(dtype), weight_OI.to(dtype), bias_O, factors, dropout)
-    seed = draw_seed() if dropout > 0 else 0
+            return lora_linears(x.to(dtype), cast, segments)
+    seeds = tuple(draw_seed() if segment.dropout > 0 else 0 for segment in segments)
     if not torch.is_grad_enabled():
-        return _computed(x, weight_OI, bias_O, a_RI, b_OR, scaling, dropout, seed)[0]
-    result: Tensor = _LoraLinear.apply(  # type: ignore[no-untyped-call]
-        x, weight_OI, bias_O, a_RI, b_OR, scaling, dropout, seed
+        # In the base's own way, so that an adapter that is still zero changes no bit.
+        return _computed(F.linear, x, bases, segments, seeds)[0]
+    plan = tuple(
+        (segment.tokens, segment.dropout, seed, tuple(scaling for _, _, scaling in segment.factors))
+        for segment, seed in zip(segments, seeds, strict=True)
+    )
+    factors = [tensor for segment in segments for a, b, _ in segment.factors for tensor in (a, b)]
+    result: tuple[Tensor, ...] = _LoraLinears.apply(  # type: ignore[no-untyped-call]
+        plan, len(bases), x, *(tensor for base in bases for tensor in base), *factors
     )
     return result
 
 
-def low_rank(x: Tensor, factors: tuple[Tensor, Tensor, float], dropout: float = 0.0) -> Tensor:
+def low_rank(x: Tensor, factors: Factors, dropout: float = 0.0) -> Tensor:
     """Return scaling * B A drop(x) alone, for a base output that was computed elsewhere."""
     a_RI, b_OR, scaling = factors
-    mask, factor = kept(x, dropout, draw_seed()) if dropout > 0 else (None, 1.0)
-    dropped = x if mask is None else masked(x, mask)
+    mask = kept(x, dropout, draw_seed()) if dropout > 0 else None
+    dropped, factor = (x, 1.0) if mask is None else (mask.of(x), mask.factor)
     dtype = _least_cast(x, a_RI)
     low = (dropped.to(dtype) @ a_RI.to(dtype).t() @ b_OR.to(dtype).t()) * (scaling * factor)
     return low if dtype == x.dtype else low.to(x.dtype)
 
 
-def low_rank_rows(
-    x_BTI: Tensor, factors: Sequence[tuple[Tensor, Tensor, float]], dropout: float = 0.0
-) -> Tensor:
+def low_rank_rows(x_BTI: Tensor, factors: Sequence[Factors], dropout: float = 0.0) -> Tensor:
     """Return scaling * B A drop(x), [B, T, O], where every row of the batch has factors of its own.
 
     Lower ranks are filled up with zeros.
@@ -83,74 +106,143 @@ def _least_cast(x: Tensor, a_RI: Tensor) -> torch.dtype:
     return a_RI.dtype if few and a_RI.dtype.itemsize > x.dtype.itemsize else x.dtype
 
 
+def _side_by_side(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
+
+
+def _places(counts: Sequence[int | None], tokens: int) -> list[slice]:
+    """Return where the segments are."""
+    places, start = [], 0
+    for count in counts:
+        stop = tokens if count is None else start + count
+        places.append(slice(start, stop))
+        start = stop
+    return places
+
+
+def _dropped(x_TI: Tensor, dropout: float, seed: int) -> tuple[Tensor, Mask | None, float]:
+    """Return (x without what goes, the mask, its factor)."""
+    mask = kept(x_TI, dropout, seed) if dropout > 0 else None
+    return (x_TI, None, 1.0) if mask is None else (mask.of(x_TI), mask, mask.factor)
+
+
 def _computed(
+    multiply: Callable[..., Tensor],
     x: Tensor,
-    weight_OI: Tensor,
-    bias_O: Tensor | None,
-    a_RI: Tensor,
-    b_OR: Tensor,
-    scaling: float,
-    dropout: float,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the output, x as [T, I] and A drop(x), [T, R]."""
+    bases: Sequence[Base],
+    segments: Sequence[Segment],
+    seeds: Sequence[int],
+) -> tuple[tuple[Tensor, ...], Tensor, list[Tensor]]:
+    """Return the outputs, x as [T, I] and A drop(x), [T, S], of each segment that has factors."""
     x_TI = x.reshape(-1, x.shape[-1])
-    dtype = _least_cast(x, a_RI)
-    mask, factor = kept(x_TI, dropout, seed)
-    low_TR = (x_TI if mask is None else masked(x_TI, mask)).to(dtype) @ a_RI.to(dtype).t()
-    if mask is not None:
-        low_TR.mul_(factor)
-    out_TO = torch.nn.functional.linear(x_TI, weight_OI, bias_O)
-    if dtype == out_TO.dtype:
-        out_TO.addmm_(low_TR, b_OR.to(dtype).t(), alpha=scaling)
-    else:
-        out_TO.add_(low_TR @ b_OR.to(dtype).t(), alpha=scaling)
-    return out_TO.view(*x.shape[:-1], weight_OI.shape[0]), x_TI, low_TR
+    outs_TO = [multiply(x_TI, weight, bias) for weight, bias in bases]
+    lows_TS = []
+    places = _places([segment.tokens for segment in segments], len(x_TI))
+    for segment, place, seed in zip(segments, places, seeds, strict=True):
+        if not segment.factors:
+            continue
+        a_SI = _side_by_side([a for a, _, _ in segment.factors], 0)
+        dtype = _least_cast(x_TI[place], a_SI)
+        dropped, _, factor = _dropped(x_TI[place], segment.dropout, seed)
+        low_TS = dropped.to(dtype) @ a_SI.to(dtype).t()
+        if factor != 1:
+            low_TS.mul_(factor)
+        parts = low_TS.split([len(a) for a, _, _ in segment.factors], 1)
+        for out, low_TR, (_, b_OR, scaling) in zip(outs_TO, parts, segment.factors, strict=True):
+            if dtype == out.dtype:
+                out[place].addmm_(low_TR, b_OR.to(dtype).t(), alpha=scaling)
+            else:
+                out[place].add_(low_TR @ b_OR.to(dtype).t(), alpha=scaling)
+        lows_TS.append(low_TS)
+    return tuple(out.view(*x.shape[:-1], out.shape[1]) for out in outs_TO), x_TI, lows_TS
 
 
-class _LoraLinear(torch.autograd.Function):
+class _LoraLinears(torch.autograd.Function):
+    """apply(plan, layers, x, W and bias of each layer, A and B of each segment's layers)."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight_OI: Tensor,
-        bias_O: Tensor | None,
-        a_RI: Tensor,
-        b_OR: Tensor,
-        scaling: float,
-        dropout: float,
-        seed: int,
-    ) -> Tensor:
-        output, x_TI, low_TR = _computed(x, weight_OI, bias_O, a_RI, b_OR, scaling, dropout, seed)
-        ctx.save_for_backward(x_TI, weight_OI, a_RI, b_OR, low_TR.to(x.dtype))
-        ctx.scaling, ctx.dropout, ctx.seed, ctx.shape = scaling, dropout, seed, x.shape
-        return output
+    def forward(ctx: Any, plan: Any, layers: int, x: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
+        bases = list(zip(tensors[0 : 2 * layers : 2], tensors[1 : 2 * layers : 2], strict=True))
+        rest = iter(tensors[2 * layers :])
+        segments = [
+            Segment(tuple((next(rest), next(rest), scaling) for scaling in scalings), dropout, tokens)
+            for tokens, dropout, _, scalings in plan
+        ]
+        outs, x_TI, lows_TS = _computed(times, x, bases, segments, [seed for _, _, seed, _ in plan])
+        weights = [weight for weight, _ in bases]
+        ctx.save_for_backward(x_TI, *weights, *tensors[2 * layers :], *(low.to(x.dtype) for low in lows_TS))
+        ctx.plan, ctx.layers, ctx.shape = plan, layers, x.shape
+        ctx.set_materialize_grads(False)
+        return outs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x_TI, weight_OI, a_RI, b_OR, low_TR = ctx.saved_tensors
-        need_x, need_weight, need_bias, need_a, need_b = ctx.needs_input_grad[:5]
-        grad_TO = grad.reshape(-1, grad.shape[-1])
-        a, b = a_RI.to(x_TI.dtype), b_OR.to(x_TI.dtype)
-        grad_low_TR = grad_TO @ b
-        grad_x = grad_a = grad_b = grad_weight = grad_bias = None
-        mask, factor = kept(x_TI, ctx.dropout, ctx.seed) if need_x or need_a else (None, 1.0)
-        scaling = ctx.scaling * factor
-        if need_x:
-            grad_x = grad_TO @ weight_OI
-            if mask is None:
-                grad_x.addmm_(grad_low_TR, a, alpha=scaling)
-            else:
-                grad_x.add_(masked(grad_low_TR @ a, mask), alpha=scaling)
-            grad_x = grad_x.view(ctx.shape)
-        if need_a:
-            dropped_TI = x_TI if mask is None else masked(x_TI, mask)
-            grad_a = (grad_low_TR.t() @ dropped_TI).to(a_RI.dtype).mul_(scaling)
-        if need_b:
-            grad_b = (grad_TO.t() @ low_TR).to(b_OR.dtype).mul_(ctx.scaling)
-        if need_weight:
-            grad_weight = grad_TO.t() @ x_TI
-        if need_bias:
-            grad_bias = grad_TO.sum(0)
-        return grad_x, grad_weight, grad_bias, grad_a, grad_b, None, None, None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x_TI, *saved = ctx.saved_tensors
+        layers, need = ctx.layers, ctx.needs_input_grad[2:]
+        weights = saved[:layers]
+        grads_TO = [None if grad is None else grad.reshape(-1, grad.shape[-1]) for grad in grads]
+        grad_x = _through(grads_TO, weights, x_TI) if need[0] else None
+        of_bases: list[Tensor | None] = []
+        for grad, need_weight, need_bias in zip(grads_TO, need[1::2], need[2::2], strict=False):
+            of_bases.append(grad.t() @ x_TI if need_weight and grad is not None else None)
+            of_bases.append(grad.sum(0) if need_bias and grad is not None else None)
+        count = len(ctx.needs_input_grad) - 3 - 2 * layers
+        factors, lows = iter(saved[layers : layers + count]), iter(saved[layers + count :])
+        of_factors: list[Tensor | None] = []
+        places = _places([tokens for tokens, *_ in ctx.plan], len(x_TI))
+        for (_, dropout, seed, scalings), place in zip(ctx.plan, places, strict=True):
+            if not scalings:
+                continue
+            own = [(next(factors), next(factors), scaling) for scaling in scalings]
+            of_outputs = [None if grad is None else grad[place] for grad in grads_TO]
+            into = None if grad_x is None else grad_x[place]
+            of_factors += _segment_backward(
+                Segment(tuple(own), dropout), seed, x_TI[place], next(lows), of_outputs, into
+            )
+        grad_x = None if grad_x is None else grad_x.view(ctx.shape)
+        return None, None, grad_x, *of_bases, *of_factors
+
+
+def _through(grads_TO: Sequence[Tensor | None], weights: Sequence[Tensor], x_TI: Tensor) -> Tensor:
+    """Return the gradient that reaches x through the weights."""
+    grad_x: Tensor | None = None
+    for grad, weight_OI in zip(grads_TO, weights, strict=True):
+        if grad is not None:
+            across = weight_OI.t()
+            grad_x = times(grad, across) if grad_x is None else add_times_(grad_x, grad, across)
+    return torch.zeros_like(x_TI) if grad_x is None else grad_x
+
+
+def _segment_backward(
+    segment: Segment,
+    seed: int,
+    x_TI: Tensor,
+    low_TS: Tensor,
+    grads_TO: Sequence[Tensor | None],
+    grad_x_TI: Tensor | None,
+) -> list[Tensor | None]:
+    """Return the gradients of A and B of each layer, and add to `grad_x_TI` what reaches x through them."""
+    dtype = x_TI.dtype
+    a_SI = _side_by_side([a for a, _, _ in segment.factors], 0).to(dtype)
+    ranks = [len(a) for a, _, _ in segment.factors]
+    parts, of_b = [], []
+    for grad, low_TR, (_, b_OR, scaling) in zip(
+        grads_TO, low_TS.split(ranks, 1), segment.factors, strict=True
+    ):
+        if grad is None:
+            parts.append(torch.zeros_like(low_TR))
+            of_b.append(torch.zeros_like(b_OR))
+        else:
+            parts.append((grad @ b_OR.to(dtype)).mul_(scaling))
+            of_b.append((low_TR.t() @ grad).t().to(b_OR.dtype).mul_(scaling))
+    grad_low_TS = _side_by_side(parts, 1)
+    dropped, mask, factor = _dropped(x_TI, segment.dropout, seed)
+    if grad_x_TI is not None:
+        if mask is None:
+            grad_x_TI.addmm_(grad_low_TS, a_SI)
+        else:
+            grad_x_TI.add_(mask.of_(grad_low_TS @ a_SI), alpha=factor)
+    of_a = (grad_low_TS.t() @ dropped).mul_(factor).split(ranks, 0)
+    own = zip(of_a, of_b, segment.factors, strict=True)
+    return [grad for grad_a, grad_b, (a, _, _) in own for grad in (grad_a.to(a.dtype), grad_b)]

@@ -6,8 +6,9 @@ Shape key: N tokens, I width, V vocabulary.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from loralab.core.products import times
 
 __all__ = ["head_loss"]
 
@@ -51,7 +52,7 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, hidden_NI.shape[0], rows):
             block = slice(start, start + rows)
             hidden, target, weight = hidden_NI[block], targets_N[block, None], weights_N[block, None].float()
-            scores = F.linear(hidden, weight_VI, bias).float()
+            scores = times(hidden, weight_VI, bias).float()
             logsum = scores.logsumexp(1, keepdim=True)
             loss += ((logsum - scores.gather(1, target)) * weight).sum()
             if not (need_hidden or need_weight or need_bias):
@@ -60,7 +61,7 @@ class _HeadLoss(torch.autograd.Function):
             scores.scatter_add_(1, target, torch.full_like(weight, -1.0))
             grad = scores.mul_(weight).to(hidden.dtype)
             if grad_NI is not None:
-                torch.mm(grad, weight_VI, out=grad_NI[block])
+                grad_NI[block] = times(grad, weight_VI.t())
             if grad_VI is not None:
                 grad_VI += grad.t() @ hidden
             if grad_V is not None:

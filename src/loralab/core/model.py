@@ -248,8 +248,10 @@ class LoraModel(nn.Module):
         self._parts.follow()
 
     @contextlib.contextmanager
-    def rows(self, names: Sequence[str]) -> Iterator[None]:
+    def rows(self, names: Sequence[str], spans: Sequence[int] | None = None) -> Iterator[None]:
         """Within the block row i of a batch runs with the adapter names[i]; "__base__" with none.
+
+        With `spans` the batch has one row, of which names[i] is for as many tokens as spans[i] says.
 
         Raises:
             AdapterError: there is no such adapter, or adapters are merged.
@@ -265,13 +267,16 @@ class LoraModel(nn.Module):
                     f"adapter {name!r} goes with other biases or weights of the base, which all rows share; "
                     "it cannot be mixed."
                 )
-        before = self._activation.rows
-        self._activation.rows = tuple(names)
+        if spans is not None and len(spans) != len(names):
+            raise AdapterError(f"{len(spans)} spans for {len(names)} adapter_names; expected as many.")
+        active = self._activation
+        before = active.rows, active.spans
+        active.rows, active.spans = tuple(names), None if spans is None else tuple(spans)
         self._parts.follow()
         try:
             yield
         finally:
-            self._activation.rows = before
+            active.rows, active.spans = before
             self._parts.follow()
 
     # merge and unmerge

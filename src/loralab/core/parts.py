@@ -13,7 +13,9 @@ from loralab.core.biases import Biases, biases_of
 from loralab.core.config import LoraConfig
 from loralab.core.fit import check_fit, check_tied, without_copies
 from loralab.core.layers import Activation, LoraLayer
+from loralab.core.layers.linear import LinearLike
 from loralab.core.layers.mergeable import Mergeable
+from loralab.core.layers.together import find_together
 from loralab.core.plan import Plan, Planner
 from loralab.core.replicate import Replication, replicate
 from loralab.core.saved import AuxiliaryTrainingWrapper
@@ -120,6 +122,14 @@ class Parts:
         self.wrappers |= {**plan.saved, **plan.tokens}
         if swaps:
             self._leave_fast_paths()
+            self._bring_together()
+
+    def _bring_together(self) -> None:
+        """Let layers that read the same input know each other."""
+        linear = {layer.path: layer for layer in self.layers.values() if isinstance(layer, LinearLike)}
+        for group in find_together(linear):
+            for layer in group.layers:
+                layer.together = group
 
     def _leave_fast_paths(self) -> None:
         """Make torch's own encoders call modules whose weights alone they would read, on whole tensors."""

@@ -23,6 +23,7 @@ _MECHANICS = (
     "quantized",
     "scaled",
     "switchable",
+    "together",
 )
 REGISTRY = Registry(__name__, list(__path__), "layer kind", besides=_MECHANICS)
 _ENTRIES = [REGISTRY.get(name) for name in REGISTRY.names]

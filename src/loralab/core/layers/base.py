@@ -64,9 +64,12 @@ class LoraLayer(Holding):
         """Return the output where row i of the batch runs with the adapter rows[i].
 
         A layer that sees several rows for each of the caller's (beams, flattened tokens) repeats the names.
+        In a batch of spans, tokens of one row are told apart in the same way.
         """
-        self._activation.repeats(x.shape[0])
         base_out = self._base(x, *args, **kwargs)
+        shape = base_out.shape
+        if self._activation.spans is not None:
+            x, base_out = x.flatten(0, 1), base_out.flatten(0, 1)
         output = base_out
         for name in dict.fromkeys(rows):
             if name == BASE or name not in self.r:
@@ -74,7 +77,7 @@ class LoraLayer(Holding):
             index = torch.tensor(self._activation.rows_of(name, x.shape[0]), device=x.device)
             term = self._term(name, base_out[index], x[index])
             output = output.index_add(0, index, term)
-        return output
+        return output.view(shape)
 
     # merge
 

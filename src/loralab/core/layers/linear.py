@@ -1,15 +1,16 @@
 """LoRA over `torch.nn.Linear`."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from loralab.core.algebra import joined
-from loralab.core.function import lora_linear, low_rank, low_rank_rows
+from loralab.core.function import Base, Segment, lora_linears, low_rank, low_rank_rows
 from loralab.core.layers.activation import Activation
 from loralab.core.layers.base import LoraLayer
+from loralab.core.layers.together import Together
 
 LINEAR = True
 
@@ -53,6 +54,10 @@ class LinearLike(LoraLayer):
 
     peft_name = "Linear"
     adapter_layer_names = ("lora_A", "lora_B", "lora_magnitude_vector")
+    fused = True
+    """Whether one function can compute base and adapters: it needs the weight as numbers."""
+    together: Together | None = None
+    """The layers that read the same input."""
 
     def __init__(self, base_layer: nn.Module, activation: Activation) -> None:
         super().__init__(base_layer, activation)
@@ -81,29 +86,56 @@ class LinearLike(LoraLayer):
         else:
             self.lora_A[name], self.lora_B[name] = _Linear(), _Linear()
 
+    def bases(self) -> Base:
+        """Return the weight as [O, I] and the bias."""
+        return self.matrix(self.weight), self.bias
+
+    def segments(self) -> list[Segment] | None:
+        """Return what the layer adds now; None where base and adapters cannot be one function.
+
+        That is so where something stands between them, or where adapters drop differently.
+        """
+        if not self.fused or self._merged or _is_hooked(self.base_layer):
+            return None
+        found = []
+        for names, tokens in self._activation.pieces():
+            own = [name for name in names if name in self.r]
+            dropouts = {self.dropout_of(name) for name in own}
+            if len(dropouts) > 1 or any(not self._is_plain(name) for name in own):
+                return None
+            found.append(Segment((self._joined(own),) if own else (), sum(dropouts), tokens))
+        return found
+
+    def stamp(self) -> Hashable:
+        """Return what changes with the adapters that run and with every tensor behind the output."""
+        active = self._activation
+        names = active.running if active.rows is None else active.rows
+        tensors = [self.weight, *(t for name in set(names) if name in self.r for t in self.factors(name))]
+        return names, active.spans, tuple((t.data_ptr(), t._version) for t in tensors)
+
     def _adapted(self, names: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """One function computes the base and the plain adapters, where nothing stands between them."""
-        fused = [n for n in names if self.variants[n] == "plain" and self.bias_of(n) is None]
-        if len(fused) < len(names) or self._merged or _is_hooked(self.base_layer):
+        output = self.together.output(self, x) if self.together is not None else None
+        if output is not None:
+            return output
+        segments = self.segments()
+        if segments is None:
             return super()._adapted(names, x, *args, **kwargs)
-        by_dropout: dict[float, list[str]] = {}
-        for name in names:
-            by_dropout.setdefault(self.dropout_of(name), []).append(name)
-        (dropout, first), *others = by_dropout.items()
-        output = lora_linear(x, self.matrix(self.weight), self.bias, self._joined(first), dropout)
-        for dropout, group in others:
-            output = output + low_rank(x, self._joined(group), dropout)
-        return output
+        return lora_linears(x, [self.bases()], segments)[0]
 
     def _mixed(self, rows: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """One product computes all rows, where their adapters are plain and drop alike."""
-        chosen = [index for index, name in enumerate(rows) if name in self.r]
-        names = [rows[index] for index in chosen]
-        plain = all(self.variants[name] == "plain" and self.bias_of(name) is None for name in set(names))
-        dropouts = {self.dropout_of(name) for name in names}
-        if not plain or len(dropouts) != 1:
+        if self._activation.spans is not None:
+            self._activation.check_spans(x.numel() // x.shape[-1])
+            if self.segments() is not None:
+                return self._adapted(rows, x, *args, **kwargs)
             return super()._mixed(rows, x, *args, **kwargs)
         self._activation.repeats(x.shape[0])
+        chosen = [index for index, name in enumerate(rows) if name in self.r]
+        names = [rows[index] for index in chosen]
+        dropouts = {self.dropout_of(name) for name in names}
+        if len(dropouts) != 1 or not all(self._is_plain(name) for name in set(names)):
+            return super()._mixed(rows, x, *args, **kwargs)
         base_out = self._base(x, *args, **kwargs)
         x_BTI = x.reshape(len(rows), -1, x.shape[-1])
         everyone = len(chosen) == len(rows)
@@ -115,6 +147,9 @@ class LinearLike(LoraLayer):
         out_BTO = base_out.reshape(len(rows), -1, base_out.shape[-1])
         index = torch.tensor(chosen, device=x.device)
         return out_BTO.index_add(0, index, term_BTO).view(base_out.shape)
+
+    def _is_plain(self, name: str) -> bool:
+        return self.variants[name] == "plain" and self.bias_of(name) is None
 
     def _low(self, name: str, x: Tensor) -> Tensor:
         low = low_rank(x, self._joined([name]), self.dropout_of(name))

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loralab.core.layers.base import LoraLayer
 from loralab.core.layers.linear import LinearLike
 from loralab.core.merge import Rounding, finite
 from loralab.errors import AdapterError
@@ -71,14 +70,11 @@ class QuantizedLinear(LinearLike):
     """
 
     low_rank_merge = False
+    fused = False
 
     def _sizes(self) -> tuple[int, int]:
         base: Any = self.base_layer
         return base.out_features, base.in_features
-
-    def _adapted(self, names: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # LinearLike computes base and adapters in one function, and needs the weight as numbers for it.
-        return LoraLayer._adapted(self, names, x, *args, **kwargs)
 
     def rounded(self, total: Tensor, names: Sequence[str], rounding: Rounding) -> nn.Parameter:
         if rounding != "nearest":
