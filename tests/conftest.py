@@ -1,6 +1,7 @@
-"""What every test shares: no network, a fixed number of threads, and the folder of test assets."""
+"""What every test shares: no network, a fixed number of threads, a cache of its own, and the test assets."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["HF_HOME"] = str(config.rootpath / ".pytest_cache" / "huggingface")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ.setdefault("OMP_NUM_THREADS", "1" if worker else "2")
+    cache = tempfile.TemporaryDirectory(prefix="loralab-tests-")
+    config.add_cleanup(cache.cleanup)
+    os.environ["LORALAB_CACHE"] = cache.name
+    os.environ.pop("LORALAB_CACHE_GB", None)
 
 
 @pytest.fixture(scope="session")

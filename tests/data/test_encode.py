@@ -92,6 +92,25 @@ def test_a_single_prompt_is_tokenized_as_it_stands(tokenizer: PreTrainedTokenize
     assert encode_prompt("Once upon", None, tokenizer) == tokenizer("Once upon")["input_ids"]
 
 
+@pytest.mark.parametrize("name", ["plain", "alpaca", "chatml", "vicuna"])
+def test_a_long_conversation_has_the_tokens_of_its_whole_text(
+    tokenizer: PreTrainedTokenizerFast, name: str
+) -> None:
+    turn = (
+        "Once upon a time the user asked the assistant. " * 3,
+        "The answer, and then 3.14 more of it. " * 4,
+    )
+    template = choose_template(tokenizer, "plain", name)
+    chat = converse(
+        [(f"{question}{number}?", answer + "Yes.") for number, (question, answer) in enumerate([turn] * 6)]
+    )
+    example = encode_chat(chat, template, tokenizer)
+    text = "".join(segment.text for segment in template.render(chat)).rstrip()
+    whole = tokenizer(text)["input_ids"]
+    assert list(example.ids) == whole[: len(example.ids)]
+    assert len(whole) - len(example.ids) <= 1
+
+
 def test_a_merge_over_the_border_is_undone(gpt2: PreTrainedTokenizerFast) -> None:
     template = choose_template(gpt2, "plain", "plain")
     example = encode_chat(converse([("Hi", "\n\nYes")]), template, gpt2)

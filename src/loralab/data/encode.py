@@ -2,12 +2,12 @@
 
 The tokens of a prompt and an answer written in one piece need not begin with the tokens of the prompt: a line
 break that ends the one and a line break that begins the other may become one token. So a text grows segment
-by segment. Where the tokens of the longer text begin with those of the shorter they are taken; else the new
-segment is tokenized by itself.
+by segment, each tokenized behind the end of what stands before it. Where the tokens of the two begin with
+those of that end, the rest is taken; else the new segment is tokenized by itself.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate, takewhile
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from loralab.data.templates import Segment, Template
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 __all__ = ["encode_chat", "encode_chats", "encode_prompt", "encode_text", "encode_texts", "stop_ids"]
+
+_BEHIND = 32
+"""The characters before a segment that it is tokenized with: more than a merge over the border reaches back.
+With all of them instead, a conversation of k turns would be tokenized k times."""
 
 
 def encode_chat(
@@ -125,19 +129,19 @@ def _encode(
     written: Sequence[Sequence[Segment]], tokenizer: "PreTrainedTokenizerFast"
 ) -> list[tuple[list[int], list[float]]]:
     """Return ids and weights of each list of segments."""
-    prefixes = [text for segments in written for text in accumulate(segment.text for segment in segments)]
-    batch = iter(_tokenize(prefixes, tokenizer))
+    texts = [text for segments in written for pair in _pairs(segments) for text in pair]
+    batch = iter(_tokenize(texts, tokenizer))
     opening = _opening(tokenizer)
     encoded = []
     for segments in written:
         ids: list[int] = []
         weights: list[float] = []
         for segment in segments:
-            longer = next(batch)
-            if longer[: len(ids)] != ids:
-                longer = ids + _tokenize_inside(segment.text, tokenizer)
-            weights += [float(segment.trained)] * (len(longer) - len(ids))
-            ids = longer
+            before, both = next(batch), next(batch)
+            aligned = both[: len(before)] == before
+            new = both[len(before) :] if aligned else _tokenize_inside(segment.text, tokenizer)
+            ids += new
+            weights += [float(segment.trained)] * len(new)
         opened = _open(ids, opening)
         weights = [0.0] * (len(opened) - len(ids)) + weights
         weights[:1] = [0.0] * len(weights[:1])
@@ -145,12 +149,30 @@ def _encode(
     return encoded
 
 
+def _pairs(segments: Sequence[Segment]) -> list[tuple[str, str]]:
+    """Return for each segment the end of what stands before it, and the same with the segment behind it."""
+    pairs = []
+    before = ""
+    for segment in segments:
+        pairs.append((before, before + segment.text))
+        before = (before + segment.text)[-_BEHIND:]
+    return pairs
+
+
 def _tokenize(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast") -> list[list[int]]:
-    if not texts:
+    """Return the ids of each text; those of equal texts are one list."""
+    distinct = list(dict.fromkeys(texts))
+    if not distinct:
         return []
-    found = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-    batch: list[list[int]] = found["input_ids"]
-    return batch
+    found = tokenizer(
+        distinct,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    ids = dict(zip(distinct, found["input_ids"], strict=True))
+    return [ids[text] for text in texts]
 
 
 def _tokenize_inside(text: str, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
