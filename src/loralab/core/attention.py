@@ -27,17 +27,20 @@ _SCORES = 1 << 19
 """Scores held at once, which should stay in the processor's cache."""
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def document_attention(
     q_HTD: Tensor,
     k_GTD: Tensor,
     v_GTD: Tensor,
-    bounds: Sequence[int],
+    bounds: Sequence[int] | Tensor,
     scale: float,
     *,
     window: int = 0,
     dropout: float = 0.0,
 ) -> Tensor:
     """Return softmax(scale q k^T) v, [H, T, D], where a token sees those of its document up to itself.
+
+    A compiler calls it as it is.
 
     Args:
         bounds: where the documents begin, and T: rising numbers from 0.
@@ -48,6 +51,7 @@ def document_attention(
     are made a block at a time, and again in the backward pass; they are rounded to bfloat16 before the
     softmax, as by the plain formula. Elsewhere each document goes through torch's fused kernel.
     """
+    bounds = bounds.tolist() if isinstance(bounds, Tensor) else bounds
     if _blockwise(q_HTD) and not dropout:
         result: Tensor = _BlockAttention.apply(  # type: ignore[no-untyped-call]
             q_HTD, k_GTD, v_GTD, tuple(bounds), scale, window

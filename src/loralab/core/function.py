@@ -57,6 +57,8 @@ def lora_linears(x: Tensor, bases: Sequence[Base], segments: Sequence[Segment]) 
         cast = [(weight.to(dtype), None if bias is None else bias.to(dtype)) for weight, bias in bases]
         with torch.autocast(device, enabled=False):
             return lora_linears(x.to(dtype), cast, segments)
+    if torch.compiler.is_compiling():
+        return _in_plain_operations(x, bases, segments)
     seeds = tuple(draw_seed() if segment.dropout > 0 else 0 for segment in segments)
     if not torch.is_grad_enabled():
         # In the base's own way, so that an adapter that is still zero changes no bit.
@@ -70,6 +72,26 @@ def lora_linears(x: Tensor, bases: Sequence[Base], segments: Sequence[Segment]) 
         plan, len(bases), x, *(tensor for base in bases for tensor in base), *factors
     )
     return result
+
+
+def _in_plain_operations(x: Tensor, bases: Sequence[Base], segments: Sequence[Segment]) -> tuple[Tensor, ...]:
+    """Return the same for a compiler, which sees through it and chooses what the backward pass keeps."""
+    x_TI = x.reshape(-1, x.shape[-1])
+    counts = [len(x_TI) if segment.tokens is None else segment.tokens for segment in segments]
+    pieces = x_TI.split(counts) if len(counts) > 1 else (x_TI,)
+    dropped = [F.dropout(piece, s.dropout) for piece, s in zip(pieces, segments, strict=True)]
+    outs = []
+    for index, (weight_OI, bias_O) in enumerate(bases):
+        terms = []
+        for piece, segment in zip(dropped, segments, strict=True):
+            if segment.factors:
+                a_RI, b_OR, scaling = segment.factors[index]
+                terms.append(piece @ a_RI.to(x.dtype).t() @ b_OR.to(x.dtype).t() * scaling)
+            else:
+                terms.append(piece.new_zeros(len(piece), len(weight_OI)))
+        term_TO = terms[0] if len(terms) == 1 else torch.cat(terms)
+        outs.append((F.linear(x_TI, weight_OI, bias_O) + term_TO).view(*x.shape[:-1], len(weight_OI)))
+    return tuple(outs)
 
 
 def low_rank(x: Tensor, factors: Factors, dropout: float = 0.0) -> Tensor:

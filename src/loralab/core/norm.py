@@ -19,8 +19,12 @@ _BLOCK = 1 << 18
 def rms_norm(x: Tensor, weight_I: Tensor, eps: float) -> Tensor:
     """Return x, [..., I], normalized in fp32, rounded to its dtype, then scaled by a weight without gradient.
 
-    Written in plain operations, it keeps x and two more tensors of its size in fp32.
+    Written in plain operations, it keeps x and two more tensors of its size in fp32; a compiler, which gets
+    those, does not.
     """
+    if torch.compiler.is_compiling():
+        wide = x.float()
+        return (wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt()).to(x.dtype) * weight_I
     result: Tensor = _RMSNorm.apply(x, weight_I, eps)  # type: ignore[no-untyped-call]
     return result
 

@@ -57,11 +57,11 @@ def _attend(
     if unknown or not causal or len(query) != 1 or query.shape[2] != key.shape[2]:
         raise NotImplementedError(f"attention over documents: {', '.join(unknown) or 'not plainly causal'}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out_HTD = document_attention(
+    out_HTD: Tensor = document_attention(
         query[0],
         key[0],
         value[0],
-        bounds.tolist(),
+        bounds,
         scale,
         window=others.get("sliding_window") or 0,
         dropout=dropout,
