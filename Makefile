@@ -2,6 +2,8 @@
 PYTHON ?= python3
 WORKERS ?= 2
 ARGS ?=
+# Every file of the folder is one, but for what they share.
+BENCHMARKS = $(filter-out measure models contestants footprint,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +12,7 @@ INSTALL = $(BIN)/pip install --disable-pip-version-check --constraint constraint
 MARKS = $(if $(filter true,$(CI)),,-m "not slow")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint style types floors check clean
+.PHONY: help demo test lint style types floors check bench clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -38,6 +40,12 @@ check: $(VENV)/dev.stamp  ## what CI runs: lint, then every test, the slow ones 
 	@$(MAKE) --no-print-directory --keep-going lint; lint=$$?; \
 	CI=true $(MAKE) --no-print-directory test || exit $$?; \
 	[ $$lint -eq 0 ] || { echo "the tests pass, lint does not: see above the tests"; exit $$lint; }
+
+bench: $(VENV)/dev.stamp  ## measure everything, write docs/performance.md (ARGS=--quick only checks that it runs)
+	@failed=; for name in $(BENCHMARKS); do echo "== $$name"; \
+		$(BIN)/python benchmarks/$$name.py $(ARGS) || failed="$$failed $$name"; done; \
+	$(BIN)/python scripts/performance.py; \
+	[ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
 clean:  ## remove .venv, the caches and what was built
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,6 +1,7 @@
-"""How the benchmarks measure and report: cases take turns in one process; medians, spreads and ratios."""
+"""How the benchmarks measure and report: cases take turns in one process; medians, spreads, ratios, peaks."""
 
 import argparse
+import ctypes
 import datetime
 import gc
 import json
@@ -9,7 +10,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ import peft
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+STATUS = Path("/proc/self/status")
 Table = dict[str, dict[str, float]]
-"""By case: seconds, spread (the quartiles' distance), ratio to the first case, and an error if it has one."""
+"""By case: seconds, spread (the quartiles' distance), ratio to the first case, peak (MiB, where the system
+tells it) and an error if it has one."""
 
 
 def nothing() -> None:
@@ -35,13 +38,17 @@ class Case:
 
 
 def race(cases: Mapping[str, Case], rounds: int) -> Table:
-    """Run the cases in turn, `rounds` times, after one round that does not count.
+    """Run the cases in turn, `rounds` times, after one round that does not count but shows the peaks.
 
     Python's garbage collector waits meanwhile, as in `timeit`: it would charge a case for another's garbage.
     """
     times: dict[str, list[float]] = {name: [] for name in cases}
     errors: dict[str, Any] = {}
-    for number in range(rounds + 1):
+    peaks: dict[str, float | None] = {}
+    for name, case in cases.items():
+        peaks[name] = peak_above(case.work)
+        case.undo()
+    for _ in range(rounds):
         for name, case in cases.items():
             gc.disable()
             start = time.perf_counter()
@@ -49,8 +56,7 @@ def race(cases: Mapping[str, Case], rounds: int) -> Table:
             seconds = time.perf_counter() - start
             gc.enable()
             case.undo()
-            if number:
-                times[name].append(seconds)
+            times[name].append(seconds)
     reference = statistics.median(times[next(iter(cases))])
     table = {}
     for name, found in times.items():
@@ -58,31 +64,65 @@ def race(cases: Mapping[str, Case], rounds: int) -> Table:
         table[name] = {"seconds": median, "spread": high - low, "ratio": median / reference}
         if isinstance(errors[name], float):
             table[name]["error"] = errors[name]
+        peak = peaks[name]
+        if peak is not None:
+            table[name]["peak"] = peak
     return table
+
+
+def peak_above(work: Callable[[], Any]) -> float | None:
+    """Do the work and return the MiB that were resident at most above what was there before.
+
+    What the allocator keeps of memory that was freed is given back first. None where the system does not
+    tell: it takes Linux.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew, at what is resident now
+    except (OSError, AttributeError):
+        work()
+        return None
+    before = resident("VmRSS")
+    work()
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    """Return a number of /proc/self/status in MiB."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
 
 
 def show(title: str, table: Table, error: str = "") -> None:
     """Print a table; `error` names the last column."""
     print(f"\n{title}")
-    print(f"{'':24} {'median':>11} {'spread':>11} {'ratio':>8}   {error}")
+    print(f"{'':26} {'median':>11} {'spread':>11} {'ratio':>8} {'peak':>12}   {error}")
     for name, row in table.items():
         last = f"{row['error']:.6f}" if "error" in row else ""
         times = f"{1e3 * row['seconds']:8.2f} ms {1e3 * row['spread']:8.2f} ms"
-        print(f"{name:24} {times} {row['ratio']:8.2f}   {last}".rstrip())
+        peak = f"{row['peak']:8.1f} MiB" if "peak" in row else ""
+        print(f"{name:26} {times} {row['ratio']:8.2f} {peak:>12}   {last}".rstrip())
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """Return the flags of the command line."""
+def arguments(description: str, parts: Sequence[str] = ()) -> argparse.Namespace:
+    """Return the flags of the command line; with `parts`, also --only, which names one of them."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--quick", action="store_true", help="small sizes, seconds in all; nothing is written"
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    if parts:
+        parser.add_argument("--only", choices=parts, help="measure one part")
     return parser.parse_args()
 
 
 def report(name: str, values: Mapping[str, Any], flags: argparse.Namespace) -> None:
-    """Write a benchmark's values with what they were measured on, unless it was a quick run."""
+    """Write a benchmark's values with what they were measured on, unless it was a quick run.
+
+    A run of one part is a question of its own, and leaves the record of the whole as it is.
+    """
+    part = getattr(flags, "only", None)
+    question = f"{name}-{part}" if part else name
     today = datetime.date.today().isoformat()
     facts = {
         "hardware": hardware(),
@@ -92,6 +132,7 @@ def report(name: str, values: Mapping[str, Any], flags: argparse.Namespace) -> N
         "peft": peft.__version__,
         "commit": commit(),
         "date": today,
+        "command": f"python benchmarks/{name}.py" + (f" --only {part}" if part else ""),
     }
     text = json.dumps({**facts, **values}, indent=2) + "\n"
     if flags.json:
@@ -99,7 +140,7 @@ def report(name: str, values: Mapping[str, Any], flags: argparse.Namespace) -> N
     if flags.quick:
         return
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}_{hardware()}_{today}.json"
+    path = RESULTS / f"{question}_{hardware()}_{today}.json"
     path.write_text(text, encoding="utf8")
     if not flags.json:
         print(f"\nwritten to {path}")

@@ -3,13 +3,15 @@
 import json
 import math
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks"
 
 
 def numbers(value: Any) -> list[float]:
@@ -29,12 +31,24 @@ def quick(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         results = sorted((FOLDER / "results").iterdir())
         runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
         assert sorted((FOLDER / "results").iterdir()) == results, "a quick run leaves no record"
-        values: dict[str, Any] = json.loads(capsys.readouterr().out)
-        assert {"hardware", "threads", "torch", "peft", "commit", "date"} <= values.keys()
-        assert all(math.isfinite(number) for number in numbers(values))
-        return values
+        return checked(capsys.readouterr().out)
 
     return run
+
+
+def alone(name: str) -> dict[str, Any]:
+    """Run a benchmark that starts processes, from the command line, and return what it reports."""
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--json"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not run.returncode, run.stderr
+    return checked(run.stdout)
+
+
+def checked(text: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(text)
+    assert {"hardware", "threads", "torch", "peft", "commit", "date", "command"} <= values.keys()
+    assert all(math.isfinite(number) for number in numbers(values))
+    return values
 
 
 def test_adapters_against_peft(quick: Any) -> None:
@@ -53,7 +67,49 @@ def test_tools_against_their_peers(quick: Any) -> None:
 
 
 def test_a_training_step_against_peft(quick: Any) -> None:
-    for table in quick("train_step")["seconds"].values():
+    tables = quick("train_step")["seconds"]
+    assert len(tables) == 9
+    for title, table in tables.items():
+        assert {
+            f"{library}, dropout {dropout}" for library in ("loralab", "peft") for dropout in (0, 0.05)
+        } <= (table.keys())
         ours, theirs = table["loralab, dropout 0"], table["peft, dropout 0"]
-        assert ours["error"] == pytest.approx(theirs["error"], rel=1e-3)
-        assert {"full fine-tuning", "frozen"} <= table.keys()
+        assert ours["error"] == pytest.approx(theirs["error"], rel=1e-3), title
+    limits = {"full fine-tuning", "frozen", "frozen, our loss", "matrix products"}
+    assert sum(limits <= table.keys() for table in tables.values()) == 6
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="it takes Linux to see a peak")
+def test_the_memory_of_a_training_step() -> None:
+    (table,) = alone("memory")["tables"].values()
+    assert len(table) == 8
+    assert table["peft, dropout 0.05"]["ratio"] == 1
+    assert all(row["peak"] > 0 for row in table.values())
+
+
+@pytest.mark.slow
+def test_whole_runs_against_peft_and_trl() -> None:
+    (table,) = alone("train_run")["tables"].values()
+    assert table.keys() == {"loralab", "peft, Trainer", "trl, packed"}
+    worst = max(row["error"] for row in table.values())
+    for row in table.values():
+        seconds, step, loss = next(point for point in row["curve"] if point[2] <= worst)
+        assert (row["seconds"], row["steps"]) == (seconds, step)
+        assert loss <= row["curve"][0][2]
+
+
+def test_the_page_is_what_the_results_say() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "performance.py"))
+    written = (ROOT / "docs" / "performance.md").read_text(encoding="utf8")
+    assert script["page"]() == written, "run: python scripts/performance.py"
+
+
+def test_the_input_pipeline_against_trl() -> None:
+    values = alone("input")
+    assert values["tokens"]["loralab"] == values["tokens"]["trl"] > values["rows"] == 48
+    assert set(values["seconds"]) == {
+        f"file to {what}, {cache} cache" for what in ("examples", "batches") for cache in ("cold", "warm")
+    }
+    for rates in (values["rows a second"], values["tokens a second"], values["seconds"]):
+        assert all({"loralab", "trl"} == table.keys() for table in rates.values())
+    assert all(0.5 < fill <= 1 for fill in values["fill"].values())
