@@ -104,6 +104,14 @@ def test_the_page_is_what_the_results_say() -> None:
     assert script["page"]() == written, "run: python scripts/performance.py"
 
 
+def test_many_adapters_together_against_one_after_another(quick: Any) -> None:
+    tables = quick("many")["seconds"]
+    assert len(tables) == 2
+    for table in tables.values():
+        alone, together = table["one after another"], table["together"]
+        assert together["error"] == pytest.approx(alone["error"], rel=1e-3)
+
+
 def test_the_input_pipeline_against_trl() -> None:
     values = alone("input")
     assert values["tokens"]["loralab"] == values["tokens"]["trl"] > values["rows"] == 48

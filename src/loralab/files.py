@@ -13,7 +13,7 @@ from typing import Any
 
 from loralab.errors import CheckpointError
 
-__all__ = ["append_line", "new_folder", "write_file", "write_json", "write_text"]
+__all__ = ["append_line", "cache_folder", "new_folder", "write_file", "write_json", "write_text"]
 
 _NO_ROOM = {
     errno.ENOSPC: "no space left on the disk",
@@ -136,3 +136,15 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def cache_folder() -> Path | None:
+    """Return where what can be made again is kept: LORALAB_CACHE, or loralab/ where the system keeps such.
+
+    None: there is no home folder.
+    """
+    named, home = os.environ.get("LORALAB_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if named:
+        return Path(named)
+    folder = Path(home) if home else Path(os.path.expanduser("~"), ".cache")
+    return folder / "loralab" if folder.is_absolute() else None

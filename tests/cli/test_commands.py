@@ -85,7 +85,7 @@ def test_every_setting_is_a_flag_of_the_same_name(bench, loralab):
         "dtype": "float32",
         "quantize": "nf4",
     }
-    flags = ("allow_pickle", "activation_checkpointing")
+    flags = ("allow_pickle", "activation_checkpointing", "compile")
     assert {*values, *flags} == set(RunConfig.model_fields)
     Path("corpus.txt").write_text("the little dog ran to a big tree\n" * 12)
     words = [word for key, value in values.items() for word in (f"--{key.replace('_', '-')}", str(value))]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from loralab.data.batch import Batch, Isolation, collate
+from loralab.data.batch import Batch, Isolation, collate, collate_parts
 from loralab.data.types import Example
 from loralab.errors import DataError
 
@@ -105,6 +105,34 @@ def test_what_the_model_is_given() -> None:
 def test_no_examples_make_no_batch() -> None:
     with pytest.raises(DataError, match="at least one example"):
         collate([], 0, "rows")
+    with pytest.raises(DataError, match="at least one example"):
+        collate_parts([EXAMPLES, []], 0, "documents")
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_parts_have_rows_of_their_own(isolation: Isolation) -> None:
+    parts = [EXAMPLES[3:], EXAMPLES[:1], EXAMPLES[1:3]]
+    batch, counts = collate_parts(parts, 0, isolation)
+    assert batch.input_ids_BT.shape == (sum(counts), max(LENGTHS))
+    start = 0
+    for part, count in zip(parts, counts, strict=True):
+        alone = collate(part, 0, isolation)
+        width = alone.input_ids_BT.shape[1]
+        assert len(alone.input_ids_BT) == count or width < max(LENGTHS)
+        rows = slice(start, start + count)
+        own = Batch(*(getattr(batch, name)[rows] for name in Batch.__slots__))
+        assert sorted(documents_of(own)) == sorted(documents_of(alone))
+        start += count
+
+
+def test_parts_of_one_row_stand_one_behind_the_other() -> None:
+    parts = [[example(2, 5), example(40, 50)], [example(31, 100)]]
+    batch, counts = collate_parts(parts, 3, "documents")
+    assert counts == [42, 32], "the padding is the last one's"
+    assert batch.bounds.tolist() == [0, 40, 42, 74]
+    ids = [*range(50, 90), 5, 6, *range(100, 131), 3]
+    assert batch.input_ids_BT.tolist() == [ids]
+    assert batch.weights_BT[0, [0, 40, 42, 73]].tolist() == [0, 0, 0, 0]
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ CHANGED = {
     "dtype": "bfloat16",
     "quantize": "int8",
     "activation_checkpointing": True,
+    "compile": True,
     "allow_pickle": True,
 }
 

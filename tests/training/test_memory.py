@@ -6,7 +6,8 @@ from torch import Tensor
 
 from loralab.errors import ConfigError
 from loralab.models import load_base
-from loralab.training.run import keep_less, start
+from loralab.training.prepare import keep_less
+from loralab.training.run import start
 
 
 def kept_bytes(run) -> int:

@@ -1,19 +1,22 @@
-"""A training run on the screen: a bar on a terminal, lines in a pipe, events as JSON."""
+"""Training runs on the screen: a bar on a terminal, lines in a pipe, events as JSON."""
 
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from types import FrameType
+from typing import NoReturn
 
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from loralab.cli.output import Screen, duration
-from loralab.training.events import Evaluated, Event, Finished, Saved, Started, Stepped
+from loralab.training.events import Evaluated, Event, Failed, Finished, Saved, Started, Stepped
+from loralab.training.many import ManyRuns
 from loralab.training.run import Run
 
-__all__ = ["follow", "runs_flag"]
+__all__ = ["follow", "follow_together", "runs_flag"]
 
 
 class _Stop:
@@ -33,16 +36,41 @@ def follow(run: Run, screen: Screen) -> Finished:
 
     The first Ctrl-C (or SIGTERM) finishes the step, saves and exits with code 130; the second stops at once.
     """
-    with _stoppable() as stop, _view(run, screen) as view, closing(run.events()) as events:
+    name = run.folder.name
+    with _stoppable() as stop, _view([run], screen) as view, closing(run.events()) as events:
         for event in events:
             screen.data(event.to_dict())
-            view.show(event)
+            view.show(name, event)
             if isinstance(event, Finished):
                 return event
             if stop.asked:
                 break
-    name = run.folder.name
-    screen.say(f"stopped and saved. Go on with: loralab resume {name}{runs_flag(run)}")
+    _stopped([run], screen)
+
+
+def follow_together(many: ManyRuns, screen: Screen, results: dict[str, Finished]) -> None:
+    """Train runs, show their course, and put the last event of each that is finished into `results`.
+
+    Ctrl-C does for all what it does for one. Raises as `ManyRuns.events`.
+    """
+    going = {run.folder.name: run for run in many.runs}
+    with _stoppable() as stop, _view(many.runs, screen) as view, closing(many.events()) as events:
+        for name, event in events:
+            screen.data({"run": name, **event.to_dict()})
+            view.show(name, event)
+            if isinstance(event, Finished):
+                results[name] = event
+            if isinstance(event, Finished | Failed):
+                del going[name]
+            if stop.asked:
+                break
+    if stop.asked and going:
+        _stopped(list(going.values()), screen)
+
+
+def _stopped(runs: Sequence[Run], screen: Screen) -> NoReturn:
+    for run in runs:
+        screen.say(f"stopped and saved. Go on with: loralab resume {run.folder.name}{runs_flag(run)}")
     sys.exit(130)
 
 
@@ -63,63 +91,81 @@ def _stoppable() -> Iterator[_Stop]:
 
 
 class _Lines:
-    """Plain lines: about twenty for the steps, and one for every evaluation."""
+    """Plain lines: about twenty for the steps, and one for every evaluation; of several runs, with names."""
 
-    def __init__(self, screen: Screen, steps: int) -> None:
+    def __init__(self, screen: Screen, steps: Mapping[str, int]) -> None:
         self.screen = screen
         self.steps = steps
-        self.every = max(1, steps // 20)
-        self.pace = _Pace(steps)
+        self.paces = {name: _Pace(count) for name, count in steps.items()}
 
-    def show(self, event: Event) -> None:
+    def show(self, name: str, event: Event) -> None:
+        steps, pace = self.steps[name], self.paces[name]
         if isinstance(event, Started) and event.step:
-            self.screen.say(f"going on from step {event.step}")
+            self._say(name, f"going on from step {event.step}")
         elif isinstance(event, Stepped):
-            self.pace.add(event)
-            if event.step % self.every == 0 or event.step == self.steps:
-                self.screen.say(f"step {event.step}/{self.steps}  {self.pace.text(event)}")
+            pace.add(event)
+            if event.step % max(1, steps // 20) == 0 or event.step == steps:
+                self._say(name, f"step {event.step}/{steps}  {pace.text(event)}")
         elif isinstance(event, Evaluated):
-            self.screen.say(f"step {event.step}/{self.steps}  {_evaluation(event)}")
+            self._say(name, f"step {event.step}/{steps}  {_evaluation(event)}")
+        elif isinstance(event, Failed):
+            self._say(name, f"failed: {event.note}")
+
+    def _say(self, name: str, text: str) -> None:
+        self.screen.say(f"{name}: {text}" if len(self.steps) > 1 else text)
 
     def close(self) -> None:
         pass
 
 
-class _Bar:
-    """A progress bar with the loss, the rate and the time left."""
+class _Bars:
+    """For each run a progress bar with the loss, the rate and the time left."""
 
-    def __init__(self, screen: Screen, steps: int) -> None:
-        self.steps = steps
-        self.pace = _Pace(steps)
-        self.evaluation = ""
-        self.bar = Progress(
-            TextColumn("[bold cyan]training"),
+    def __init__(self, screen: Screen, steps: Mapping[str, int]) -> None:
+        self.paces = {name: _Pace(count) for name, count in steps.items()}
+        self.evaluations = dict.fromkeys(steps, "")
+        self.progress = Progress(
+            TextColumn("[bold cyan]{task.description}", markup=True),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[now]}"),
             console=screen.console,
         )
-        self.task: TaskID = self.bar.add_task("training", total=steps, now="")
-        self.bar.start()
+        self.many = len(steps) > 1
+        self.bars: dict[str, TaskID] = {
+            name: self.progress.add_task(escape(name) if self.many else "training", total=count, now="")
+            for name, count in steps.items()
+        }
+        self.progress.start()
 
-    def show(self, event: Event) -> None:
+    def show(self, name: str, event: Event) -> None:
+        bar = self.bars[name]
         if isinstance(event, Started):
-            self.bar.update(self.task, completed=event.step)
+            self.progress.update(bar, completed=event.step)
         elif isinstance(event, Stepped):
-            self.pace.add(event)
-            self.bar.update(self.task, completed=event.step, now=self.pace.text(event) + self.evaluation)
+            pace = self.paces[name]
+            pace.add(event)
+            now = pace.text(event) + self.evaluations[name]
+            self.progress.update(bar, completed=event.step, now=now)
         elif isinstance(event, Evaluated):
-            self.evaluation = f"  eval {event.loss:.3f}"
-            self.bar.console.print(f"step {event.step:>5}  {_evaluation(event)}", style="dim")
+            self.evaluations[name] = f"  eval {event.loss:.3f}"
+            self._print(name, f"step {event.step:>5}  {_evaluation(event)}")
+        elif isinstance(event, Failed):
+            self.progress.update(bar, now="failed")
+            self._print(name, f"failed: {event.note}")
         elif isinstance(event, Saved | Finished):
-            self.bar.refresh()
+            self.progress.refresh()
+
+    def _print(self, name: str, text: str) -> None:
+        line = f"{name}: {text}" if self.many else text
+        self.progress.console.print(line, style="dim", markup=False)
 
     def close(self) -> None:
-        self.bar.stop()
+        self.progress.stop()
 
 
 class _Silent:
-    def show(self, event: Event) -> None:
+    def show(self, name: str, event: Event) -> None:
         pass
 
     def close(self) -> None:
@@ -161,12 +207,13 @@ def _evaluation(event: Evaluated) -> str:
 
 
 @contextmanager
-def _view(run: Run, screen: Screen) -> Iterator[_Lines | _Bar | _Silent]:
-    view: _Lines | _Bar | _Silent = _Silent()
+def _view(runs: Sequence[Run], screen: Screen) -> Iterator[_Lines | _Bars | _Silent]:
+    view: _Lines | _Bars | _Silent = _Silent()
+    steps = {run.folder.name: run.plan.steps for run in runs}
     if screen.mode == "rich":
-        view = _Bar(screen, run.plan.steps)
+        view = _Bars(screen, steps)
     elif screen.mode == "plain":
-        view = _Lines(screen, run.plan.steps)
+        view = _Lines(screen, steps)
     try:
         yield view
     finally:

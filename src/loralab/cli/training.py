@@ -1,14 +1,14 @@
 """What `train` and `resume` print around a run."""
 
 from loralab.cli.output import Screen, duration, size
-from loralab.cli.progress import follow, runs_flag
-from loralab.core.adapter import Adapter
+from loralab.cli.progress import follow, follow_together, runs_flag
 from loralab.data.dataset import Dataset
 from loralab.training.events import Finished
 from loralab.training.loop import perplexity
+from loralab.training.many import ManyRuns
 from loralab.training.run import Run
 
-__all__ = ["carry_out", "show_plan", "show_result"]
+__all__ = ["carry_out", "carry_out_together", "show_plan", "show_result"]
 
 
 def carry_out(run: Run, screen: Screen) -> None:
@@ -18,10 +18,27 @@ def carry_out(run: Run, screen: Screen) -> None:
     show_next(run, screen)
 
 
+def carry_out_together(many: ManyRuns, screen: Screen) -> None:
+    """Show the plans of runs, train them at once, show the results of those that come to their end."""
+    for run in many.runs:
+        show_plan(run, screen)
+        screen.say()
+    results: dict[str, Finished] = {}
+    try:
+        follow_together(many, screen, results)
+    finally:
+        for run in many.runs:
+            if run.folder.name in results:
+                screen.say()
+                screen.fact("run", str(run.folder.path))
+                show_result(run, results[run.folder.name], screen)
+    show_next(many.runs[0], screen)
+
+
 def show_plan(run: Run, screen: Screen) -> None:
     """Print what is about to happen."""
     config, plan = run.config, run.plan
-    trainable, total = run.model.get_nb_trainable_parameters()
+    trainable, total = run.parameters
     screen.fact("run", str(run.folder.path))
     screen.fact(
         "base",
@@ -32,7 +49,7 @@ def show_plan(run: Run, screen: Screen) -> None:
         screen.fact("eval data", describe(run.eval_data, config.eval_data, recorded=True))
     screen.fact(
         "adapter",
-        f"rank {config.r}, alpha {config.lora_alpha:g}, on {len(run.model.base_model.lora_layers)} modules",
+        f"rank {config.r}, alpha {config.lora_alpha:g}, on {len(run.adapter.modules())} modules",
     )
     screen.fact(
         "trained", f"{trainable:,} of {total:,} parameters ({trainable / total:.2%}). {arithmetic(run)}"
@@ -43,6 +60,20 @@ def show_plan(run: Run, screen: Screen) -> None:
         f"{plan.steps:,} steps of {config.batch_size} examples, "
         f"{plan.steps / plan.steps_per_epoch:.3g} epochs; {every}save every {plan.save_steps}",
     )
+    screen.fact("memory", memory_line(run))
+
+
+def memory_line(run: Run) -> str:
+    """Return what the run is expected to take of the memory, in words."""
+    memory = run.memory
+    free = "" if memory.free is None else f" of {size(memory.free)} free"
+    less = (
+        f"; {memory.recomputed} of {memory.layers} layers are computed again to save some"
+        if memory.recomputed
+        else ""
+    )
+    short = "" if memory.fits else "; that is too much: lower --micro-batch-size or --cutoff-length"
+    return f"about {size(memory.total)} above the base{free}{less}{short}"
 
 
 def describe(data: Dataset, path: str, *, recorded: bool = False) -> str:
@@ -59,9 +90,8 @@ def describe(data: Dataset, path: str, *, recorded: bool = False) -> str:
 
 def arithmetic(run: Run) -> str:
     """Return the r(n+k) arithmetic of the largest adapted weight."""
-    adapter: Adapter = run.model.base_model.adapter("default")
     path, factors = max(
-        adapter.modules().items(), key=lambda item: item[1].a_RI.shape[1] * item[1].b_OR.shape[0]
+        run.adapter.modules().items(), key=lambda item: item[1].a_RI.shape[1] * item[1].b_OR.shape[0]
     )
     rank, inputs = factors.a_RI.shape
     outputs = factors.b_OR.shape[0]

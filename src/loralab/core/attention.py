@@ -27,7 +27,6 @@ _SCORES = 1 << 19
 """Scores held at once, which should stay in the processor's cache."""
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def document_attention(
     q_HTD: Tensor,
     k_GTD: Tensor,
@@ -39,8 +38,6 @@ def document_attention(
     dropout: float = 0.0,
 ) -> Tensor:
     """Return softmax(scale q k^T) v, [H, T, D], where a token sees those of its document up to itself.
-
-    A compiler calls it as it is.
 
     Args:
         bounds: where the documents begin, and T: rising numbers from 0.

@@ -15,7 +15,7 @@ from loralab.data.pack import pack
 from loralab.data.types import Example
 from loralab.errors import DataError
 
-__all__ = ["Batch", "Isolation", "collate"]
+__all__ = ["Batch", "Isolation", "collate", "collate_parts"]
 
 Isolation = Literal["documents", "positions", "mask", "rows"]
 """What keeps the examples of a row apart: their bounds, position ids that restart, an explicit mask, or a row
@@ -103,23 +103,54 @@ def collate(examples: Sequence[Example], pad_id: int, isolation: Isolation) -> B
     Raises:
         DataError: there are no examples.
     """
-    if not examples:
+    return collate_parts([examples], pad_id, isolation)[0]
+
+
+def collate_parts(
+    parts: Sequence[Sequence[Example]], pad_id: int, isolation: Isolation
+) -> tuple[Batch, list[int]]:
+    """Return several lists of examples as one batch, one behind the other, and how much of it each is.
+
+    That is tokens for "documents", where the padding belongs to the last, and rows for the others. Otherwise
+    each part is laid out as by `collate`.
+
+    Raises:
+        DataError: a part has no examples.
+    """
+    if not parts or not all(parts):
         raise DataError("a batch needs at least one example.")
-    lengths = [len(example.ids) for example in examples]
-    width = _rounded(sum(lengths)) if isolation == "documents" else max(lengths)
-    rows = [[index] for index in range(len(examples))] if isolation == "rows" else pack(lengths, width)
+    lengths = [[len(example.ids) for example in part] for part in parts]
+    if isolation == "documents":
+        counts = [sum(own) for own in lengths]
+        width = _rounded(sum(counts))
+        counts[-1] += width - sum(counts)
+        orders = [pack(own, width)[0] for own in lengths]
+        rows = [[part[i] for part, order in zip(parts, orders, strict=True) for i in order]]
+        return _fill(rows, width, pad_id), counts
+    width = max(max(own) for own in lengths)
+    rows = []
+    counts = []
+    for part, own in zip(parts, lengths, strict=True):
+        packed = [[index] for index in range(len(part))] if isolation == "rows" else pack(own, width)
+        rows += [[part[index] for index in indices] for indices in packed]
+        counts.append(len(packed))
+    return _fill(rows, width, pad_id), counts
+
+
+def _fill(rows: Sequence[Sequence[Example]], width: int, pad_id: int) -> Batch:
+    """Return the tensors of rows of examples."""
     shape = (len(rows), width)
     ids_BT = torch.full(shape, pad_id, dtype=torch.int64)
     positions_BT = torch.zeros(shape, dtype=torch.int64)
     weights_BT = torch.zeros(shape, dtype=torch.float32)
     documents_BT = torch.full(shape, -1, dtype=torch.int64)
-    for row, indices in enumerate(rows):
+    for row, examples in enumerate(rows):
         start = 0
-        for document, index in enumerate(indices):
-            end = start + lengths[index]
-            ids_BT[row, start:end] = torch.tensor(examples[index].ids)
-            positions_BT[row, start:end] = torch.arange(lengths[index])
-            weights_BT[row, start:end] = torch.tensor(examples[index].weights)
+        for document, example in enumerate(examples):
+            end = start + len(example.ids)
+            ids_BT[row, start:end] = torch.tensor(example.ids)
+            positions_BT[row, start:end] = torch.arange(end - start)
+            weights_BT[row, start:end] = torch.tensor(example.weights)
             documents_BT[row, start:end] = document
             start = end
         positions_BT[row, start:] = torch.arange(width - start)

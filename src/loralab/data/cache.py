@@ -23,7 +23,7 @@ import transformers
 from numpy.typing import NDArray
 
 from loralab.errors import CheckpointError, ConfigError
-from loralab.files import new_folder
+from loralab.files import cache_folder, new_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -57,7 +57,7 @@ def entry_path(file: str, settings: Mapping[str, Any], tokenizer: "PreTrainedTok
     Raises:
         ConfigError: LORALAB_CACHE_GB is not a number of gigabytes.
     """
-    folder = _folder()
+    folder = cache_folder()
     template = json.dumps(tokenizer.chat_template, sort_keys=True)
     if not _limit() or folder is None or "strftime_now" in template:
         return None
@@ -135,14 +135,6 @@ def write_entry(path: Path, entry: Entry, read: Callable[[Entry], T]) -> T | Non
         with contextlib.suppress(OSError):
             _prune(path.parent, limit)
     return read_entry(path, read)
-
-
-def _folder() -> Path | None:
-    named, home = os.environ.get("LORALAB_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if named:
-        return Path(named)
-    folder = Path(home) if home else Path(os.path.expanduser("~"), ".cache")
-    return folder / "loralab" if folder.is_absolute() else None
 
 
 def _limit() -> float:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -9,7 +10,7 @@ from transformers.masking_utils import sdpa_mask
 
 from loralab.core.attention import BOUNDS, document_attention
 
-__all__ = ["set_document_attention"]
+__all__ = ["call_from_compiled", "set_document_attention"]
 
 _NAME = "loralab_documents"
 _UNKNOWN = ("softcap", "s_aux", "position_bias")
@@ -28,6 +29,11 @@ def set_document_attention(model: Any) -> str | None:
     AttentionMaskInterface.register(_NAME, sdpa_mask)
     model.set_attn_implementation(_NAME)
     return str(before)
+
+
+def call_from_compiled() -> None:
+    """Let compiled layers call this attention as it is: compiled, it would be so for every new text."""
+    AttentionInterface.register(_NAME, torch.compiler.disable(_attend))
 
 
 def _attend(

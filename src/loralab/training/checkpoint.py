@@ -5,6 +5,8 @@ tensors and the state of the random generators) and ``training.json`` (the rest)
 """
 
 import json
+import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from loralab.adapters import PeftModel, read_adapter, write_adapter
 from loralab.errors import AdapterError, CheckpointError
 from loralab.files import new_folder, write_json
 
-__all__ = ["Progress", "complete", "latest", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Progress", "complete", "latest", "load_checkpoint", "prune", "save_checkpoint"]
 
 TENSORS = "training.safetensors"
 STATE = "training.json"
@@ -38,37 +40,39 @@ class Progress:
     """Time spent training, over all sittings."""
 
 
-def save_checkpoint(folder: Path, model: PeftModel, optimizer: Any, progress: Progress) -> None:
-    """Write a checkpoint folder, whole or not at all.
+def save_checkpoint(
+    folder: Path, model: PeftModel, optimizer: Any, progress: Progress, adapter: str = "default"
+) -> None:
+    """Write a checkpoint folder, whole or not at all; `adapter` is in it under the name "default".
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written.
     """
     tensors = {f"rng.{name}": state for name, state in _rng_states().items()}
-    for name, parameter in _trained(model):
+    for name, parameter in _trained(model, optimizer, adapter):
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{key}"] = value.detach().cpu().contiguous()
     with new_folder(folder) as temporary:
-        write_adapter(model.base_model.adapter("default"), temporary)
+        write_adapter(model.base_model.adapter(adapter), temporary)
         save_file(tensors, temporary / TENSORS)
         write_json(temporary / STATE, asdict(progress))
 
 
-def load_checkpoint(folder: Path, model: PeftModel, optimizer: Any) -> Progress:
-    """Put the model, the optimizer and the random generators into the state that `folder` holds.
+def load_checkpoint(folder: Path, model: PeftModel, optimizer: Any, adapter: str = "default") -> Progress:
+    """Put an adapter, its optimizer and the random generators into the state that `folder` holds.
 
     Raises:
         CheckpointError: a file is missing or damaged, or is of another model.
     """
     try:
-        model.base_model.load("default", read_adapter(folder))
+        model.base_model.load(adapter, read_adapter(folder))
         tensors = load_file(folder / TENSORS)
         progress = Progress(**json.loads((folder / STATE).read_text()))
     except (AdapterError, SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{folder}: not a complete checkpoint ({error}). Delete that folder to go on from the one before."
         ) from None
-    for name, parameter in _trained(model):
+    for name, parameter in _trained(model, optimizer, adapter):
         start = f"optimizer.{name}."
         state = {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
         optimizer.state[parameter] = {
@@ -90,8 +94,22 @@ def complete(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name))
 
 
-def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+def prune(folder: Path, keep: int, best_step: int | None) -> None:
+    """Delete a run's checkpoints but the newest and the best, and what a crash left half-written."""
+    newest = complete(folder)[-keep:]
+    best = None if best_step is None else f"{best_step:06d}"
+    for path in folder.iterdir():
+        if path not in newest and path.name != best and (path.name.isdecimal() or path.name.startswith(".")):
+            shutil.rmtree(path)
+
+
+def _trained(model: nn.Module, optimizer: Any, adapter: str) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the optimizer's parameters under the names that they have when the adapter is "default"."""
+    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in own:
+            before, found, after = f"{name}.".rpartition(f".{adapter}.")
+            yield (f"{before}.default.{after}"[:-1] if found else name), parameter
 
 
 def _rng_states() -> dict[str, Tensor]:

@@ -86,8 +86,11 @@ class RunConfig(BaseModel):
     """Precision of the base; auto is bfloat16 where the hardware has it. Adapters are float32."""
     quantize: Literal["nf4", "int8"] | None = None
     """Keep the base's weights in 4 or 8 bits (bitsandbytes): less memory, a little less quality."""
-    activation_checkpointing: bool = False
-    """Compute each layer again in the backward pass, not keep what it made: less memory, more time."""
+    activation_checkpointing: bool | None = None
+    """Compute layers again in the backward pass, not keep what they made: less memory, more time. Left out:
+    as few layers as the forecast of memory asks for."""
+    compile: bool = False
+    """Compile the model's layers, which takes a minute and pays on some hardware in long runs."""
     allow_pickle: bool = False
     """Load a base whose weights are a pickle file. A pickle can run any program."""
 

@@ -78,3 +78,11 @@ class Finished(Event):
     seconds: float
     peak_memory: int
     """Largest resident memory of the process, in bytes."""
+
+
+@dataclass(frozen=True)
+class Failed(Event):
+    """A run that is trained together with others failed, and they go on. Its ``run.json`` says so too."""
+
+    note: str
+    """Why."""

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,13 +202,13 @@ def list_runs(runs: str | Path) -> list[RunFolder]:
     return [RunFolder(path) for path in sorted(paths, key=lambda p: ((p / "config.toml").stat().st_mtime, p))]
 
 
-def unused_name(runs: str | Path, stem: str) -> str:
-    """Return `stem` as a run's name, with the first number that makes it a new one.
+def unused_name(runs: str | Path, stem: str, taken: Collection[str] = ()) -> str:
+    """Return `stem` as a run's name, with the first number that makes it a new one, none of those `taken`.
 
     Raises:
         ConfigError: `runs` is a file.
     """
-    names = {run.name for run in list_runs(runs)}
+    names = {run.name for run in list_runs(runs)} | set(taken)
     plain = re.sub(r"[^\w.-]+|\.\.+", "-", stem).strip("-.")[:60] or "run"
     candidates = (plain if n == 1 else f"{plain}-{n}" for n in itertools.count(1))
     return next(name for name in candidates if name not in names and not (Path(runs) / name).exists())

@@ -6,7 +6,8 @@ event stops the run at that step. The optimizer step is the only unit.
 
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,17 @@ from loralab.training.order import batch_at, steps_per_epoch
 from loralab.training.schedule import learning_rate
 from loralab.training.tasks import Task
 
-__all__ = ["Plan", "evaluate", "make_optimizer", "perplexity", "plan", "train"]
+__all__ = [
+    "Course",
+    "Plan",
+    "accelerator_for",
+    "alone",
+    "evaluate",
+    "make_optimizer",
+    "perplexity",
+    "plan",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -49,58 +60,116 @@ def make_optimizer(model: PeftModel, config: RunConfig) -> torch.optim.Optimizer
     return torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def train(
-    model: PeftModel,
-    task: Task,
-    data: tuple[Sequence[Any], Sequence[Any]],
-    config: RunConfig,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    save: Callable[[], str],
-) -> Generator[Event, None, None]:
-    """Train from `progress.step` on and yield what happens; `progress` is kept up to date.
+@dataclass
+class Course:
+    """A run's way through its steps: all of a step but its gradient. `progress` is kept up to date."""
 
-    `data` is (training examples, validation examples); the second may be empty. `save` writes a checkpoint
-    and returns its path.
+    model: PeftModel
+    task: Task
+    data: tuple[Sequence[Any], Sequence[Any]]
+    """Training examples and validation examples; the second may be empty."""
+    config: RunConfig
+    optimizer: Any
+    progress: Progress
+    save: Callable[[], str]
+    """Writes a checkpoint and returns its path."""
+    adapter: str = "default"
+    """The run's adapter, of those that the model may have."""
 
-    Raises:
-        TrainingError: the loss or the gradient is not finite.
-    """
-    examples, held_out = data
-    timing = plan(config, len(examples))
-    accelerator = Accelerator(cpu=next(model.parameters()).device.type == "cpu")
-    model, optimizer = accelerator.prepare(model, optimizer)
-    model.train()
-    while progress.step < timing.steps:
-        began = time.perf_counter()
-        rate = learning_rate(config, progress.step, timing.steps)
-        for group in optimizer.param_groups:
+    @property
+    def plan(self) -> Plan:
+        """When the run does what."""
+        return plan(self.config, len(self.data[0]))
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are made."""
+        return self.progress.step >= self.plan.steps
+
+    def batch(self) -> list[Any]:
+        """Return the examples of the step that comes next."""
+        examples = self.data[0]
+        indices = batch_at(self.progress.step, len(examples), self.config.batch_size, self.config.seed)
+        return [examples[index] for index in indices]
+
+    def step(
+        self, accelerator: Accelerator, batch: Sequence[Any], loss: float, began: float
+    ) -> Generator[Event, None, None]:
+        """Step along the gradient of `batch` that the parameters have, evaluate and save when it is time.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite.
+        """
+        progress, timing = self.progress, self.plan
+        rate = learning_rate(self.config, progress.step, timing.steps)
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        indices = batch_at(progress.step, len(examples), config.batch_size, config.seed)
-        batch = [examples[index] for index in indices]
-        loss = _accumulate(accelerator, model, task, batch, config.micro)
-        norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = float(accelerator.clip_grad_norm_(trained, self.config.max_grad_norm))
         _check_finite({"loss": loss, "gradient": norm}, progress.step + 1, rate)
-        optimizer.step()
-        optimizer.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         progress.step += 1
         seconds = time.perf_counter() - began
         progress.seconds += seconds
-        tokens = sum(task.size(example) for example in batch)
+        tokens = sum(self.task.size(example) for example in batch)
         epoch = progress.step / timing.steps_per_epoch
         stepped = Stepped(progress.step, loss, rate, norm, tokens, seconds, epoch)
 
-        last = progress.step == timing.steps
         evaluated = None
-        if held_out and (last or progress.step % timing.eval_steps == 0):
-            evaluated = _evaluate_step(model, task, held_out, config, progress)
+        if self.data[1] and (self.done or progress.step % timing.eval_steps == 0):
+            evaluated = self._evaluate()
             _check_finite({"validation loss": evaluated.loss}, progress.step, rate)
         # A reader that stops here finds the step whole: evaluated, and `progress` ready to be saved.
         yield stepped
         if evaluated:
             yield evaluated
-        if last or progress.step % timing.save_steps == 0 or (evaluated and evaluated.best):
-            yield Saved(progress.step, save())
+        if self.done or progress.step % timing.save_steps == 0 or (evaluated and evaluated.best):
+            yield Saved(progress.step, self.save())
+
+    def _evaluate(self) -> Evaluated:
+        with alone(self.model, self.adapter):
+            loss, tokens = evaluate(self.model, self.task, self.data[1], self.config.micro)
+        progress = self.progress
+        best = progress.best_loss is None or loss < progress.best_loss
+        if best:
+            progress.best_loss, progress.best_step = loss, progress.step
+        return Evaluated(progress.step, loss, tokens, best)
+
+
+def train(course: Course) -> Generator[Event, None, None]:
+    """Make the steps that are left and yield what happens.
+
+    Raises:
+        TrainingError: the loss or the gradient is not finite.
+    """
+    accelerator = accelerator_for(course.model)
+    model, course.optimizer = accelerator.prepare(course.model, course.optimizer)
+    model.train()
+    while not course.done:
+        began = time.perf_counter()
+        batch = course.batch()
+        loss = _accumulate(accelerator, model, course.task, batch, course.config.micro)
+        yield from course.step(accelerator, batch, loss, began)
+
+
+def accelerator_for(model: Any) -> Accelerator:
+    """Return what prepares a model and its optimizers for the device that it is on."""
+    return Accelerator(cpu=next(model.parameters()).device.type == "cpu")
+
+
+@contextmanager
+def alone(model: PeftModel, adapter: str) -> Iterator[None]:
+    """Within the block this adapter alone runs and is trainable."""
+    active = model.base_model.active_adapters
+    if active == [adapter]:
+        yield
+        return
+    model.base_model.set_adapter(adapter)
+    try:
+        yield
+    finally:
+        model.base_model.set_adapter(active)
 
 
 @torch.no_grad()
@@ -135,16 +204,6 @@ def _accumulate(accelerator: Accelerator, model: Any, task: Task, batch: Sequenc
         accelerator.backward(loss)
         total += float(loss.detach())
     return total
-
-
-def _evaluate_step(
-    model: Any, task: Task, held_out: Sequence[Any], config: RunConfig, progress: Progress
-) -> Evaluated:
-    loss, tokens = evaluate(model, task, held_out, config.micro)
-    best = progress.best_loss is None or loss < progress.best_loss
-    if best:
-        progress.best_loss, progress.best_step = loss, progress.step
-    return Evaluated(progress.step, loss, tokens, best)
 
 
 def _check_finite(values: dict[str, float], step: int, rate: float) -> None:

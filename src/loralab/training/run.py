@@ -1,11 +1,8 @@
 """A run from its settings to its adapter: the one place that puts the parts together."""
 
 import dataclasses
-import resource
 import shutil
-import sys
-import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,26 +11,32 @@ import torch
 
 from loralab.adapters import PeftModel, get_peft_model
 from loralab.adapters.habits import Habits, write_habits
-from loralab.adapters.kbit import checkpoint_activations
-from loralab.core.config import LoraConfig
-from loralab.data.dataset import Dataset, load_dataset
+from loralab.core.adapter import Adapter
+from loralab.data.dataset import Dataset
 from loralab.errors import CheckpointError, ConfigError, LoralabError, TrainingError
 from loralab.files import new_folder, write_json, write_text
-from loralab.models import BaseModel, load_base
-from loralab.models.positions import choose_cutoff
+from loralab.models import BaseModel
 from loralab.training.card import card
-from loralab.training.checkpoint import Progress, complete, latest, load_checkpoint, save_checkpoint
+from loralab.training.checkpoint import Progress, latest, load_checkpoint, prune, save_checkpoint
+from loralab.training.compiling import compile_layers
 from loralab.training.config import RunConfig
 from loralab.training.events import Event, Finished, Started
-from loralab.training.folder import RunFolder, RunState, find_run, unused_name
-from loralab.training.isolation import find_isolation
-from loralab.training.loop import Plan, evaluate, make_optimizer, plan, train
+from loralab.training.folder import RunFolder, find_run, unused_name
+from loralab.training.forecast import Forecast
+from loralab.training.loop import Course, Plan, alone, evaluate, make_optimizer, plan, train
+from loralab.training.prepare import (
+    adapter_config,
+    causal_lm,
+    keep_less,
+    load_data,
+    open_base,
+    plan_memory,
+    with_cutoff,
+)
+from loralab.training.record import Recorder, peak_memory
 from loralab.training.tasks.causal_lm import CausalLM
-from loralab.training.tasks.head import head_is_last
 
-__all__ = ["Run", "resume", "start"]
-
-_BEAT = 2.0
+__all__ = ["Run", "assemble", "make_folders", "named", "resume", "start"]
 
 
 @dataclass
@@ -47,8 +50,11 @@ class Run:
     task: CausalLM
     data: Dataset
     eval_data: Dataset | None
-    checkpoint: Path | None
+    memory: Forecast
+    checkpoint: Path | None = None
     """Where to go on from, if anywhere."""
+    adapter_name: str = "default"
+    """The name of its adapter on the model, which runs that train together share."""
 
     @property
     def plan(self) -> Plan:
@@ -61,6 +67,19 @@ class Run:
         template = "auto" if self.data.template == "none" else self.data.template
         return Habits(self.data.format, template)
 
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter as it is now; its tensors are the model's own, not copies."""
+        return self.model.base_model.adapter(self.adapter_name)
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """The numbers of trainable parameters, and of those of the base and the adapter together."""
+        everyones, total = self.model.get_nb_trainable_parameters()
+        with alone(self.model, self.adapter_name):
+            own, _ = self.model.get_nb_trainable_parameters()
+        return own, total - everyones + own
+
     def events(self) -> Generator[Event, None, None]:
         """Train, and yield what happens; every event is in the run's folder before it is yielded.
 
@@ -72,72 +91,68 @@ class Run:
             ConfigError: another process is at this run.
         """
         with self.folder.hold():
-            yield from self._recorded()
-
-    def _recorded(self) -> Generator[Event, None, None]:
-        state = RunState(started=time.time(), steps=self.plan.steps)
-        beat = 0.0
-        self.folder.write_state(state)
-        try:
-            with closing(self._train()) as events:
-                for event in events:
-                    self.folder.append(event)
-                    loss = getattr(event, "loss", None)
-                    loss = state.loss if loss is None else loss
-                    state = dataclasses.replace(state, step=event.step, loss=loss)
-                    if isinstance(event, Finished):
-                        state = dataclasses.replace(state, state="finished")
-                    if state.state == "finished" or time.monotonic() - beat > _BEAT:
-                        self.folder.write_state(state)
-                        beat = time.monotonic()
-                    yield event
-        except GeneratorExit:
-            if state.state != "finished":
-                self.folder.write_state(dataclasses.replace(state, state="interrupted"))
-            raise
-        except LoralabError as error:
-            self.folder.write_state(dataclasses.replace(state, state="failed", note=str(error)))
-            raise
+            recorder = Recorder(self.folder, self.plan.steps)
+            try:
+                with closing(self._train()) as events:
+                    for event in events:
+                        recorder.add(event)
+                        yield event
+            except GeneratorExit:
+                recorder.interrupt()
+                raise
+            except LoralabError as error:
+                recorder.fail(error)
+                raise
 
     def _train(self) -> Generator[Event, None, None]:
-        held_out = self.eval_data.examples if self.eval_data else ()
-        optimizer = make_optimizer(self.model, self.config)
-        progress = Progress()
-        if self.checkpoint:
-            progress = load_checkpoint(self.checkpoint, self.model, optimizer)
-        elif held_out:
-            with self.model.disable_adapter():
-                progress.base_loss, _ = evaluate(self.model, self.task, held_out, self.config.micro)
-        trainable, total = self.model.get_nb_trainable_parameters()
-        steps, examples = self.plan.steps, len(self.data.examples)
-        yield Started(progress.step, steps, examples, trainable, total, self.task.isolation)
-
-        def save() -> str:
-            path = self.folder.checkpoint(progress.step)
-            save_checkpoint(path, self.model, optimizer, progress)
-            self._prune(progress)
-            return str(path)
-
-        data = (self.data.examples, held_out)
-        with closing(train(self.model, self.task, data, self.config, optimizer, progress, save)) as events:
+        course = self.course()
+        yield self.started(course.progress)
+        with closing(train(course)) as events:
             try:
                 yield from events
             except GeneratorExit:
-                save()
+                course.save()
                 raise
-        yield self._finish(progress)
+        yield self.finish(course.progress)
 
-    def _prune(self, progress: Progress) -> None:
-        """Delete all checkpoints but the newest few and the best, and what a crash left half-written."""
-        newest = complete(self.folder.checkpoints)[-self.config.keep_checkpoints :]
-        kept = {*newest, self.folder.checkpoint(progress.best_step or 0)}
-        for path in self.folder.checkpoints.iterdir():
-            if path not in kept and (path.name.isdecimal() or path.name.startswith(".")):
-                shutil.rmtree(path)
+    def course(self) -> Course:
+        """Return the way through the steps, from the first one or the checkpoint on.
 
-    def _finish(self, progress: Progress) -> Finished:
+        Raises:
+            CheckpointError: the checkpoint cannot be read.
+        """
+        held_out = self.eval_data.examples if self.eval_data else ()
+        with alone(self.model, self.adapter_name):
+            optimizer = make_optimizer(self.model, self.config)
+        progress = Progress()
+        if self.checkpoint:
+            progress = load_checkpoint(self.checkpoint, self.model, optimizer, self.adapter_name)
+        elif held_out:
+            with self.model.disable_adapter():
+                progress.base_loss, _ = evaluate(self.model, self.task, held_out, self.config.micro)
+
+        def save() -> str:
+            path = self.folder.checkpoint(progress.step)
+            save_checkpoint(path, self.model, optimizer, progress, self.adapter_name)
+            prune(self.folder.checkpoints, self.config.keep_checkpoints, progress.best_step)
+            return str(path)
+
+        data = (self.data.examples, held_out)
+        return Course(self.model, self.task, data, self.config, optimizer, progress, save, self.adapter_name)
+
+    def started(self, progress: Progress) -> Started:
+        """Return the run's first event."""
+        steps, examples = self.plan.steps, len(self.data.examples)
+        return Started(progress.step, steps, examples, *self.parameters, self.task.isolation)
+
+    def finish(self, progress: Progress) -> Finished:
+        """Write the adapter of the best step, or the last, and return the run's last event.
+
+        Raises:
+            TrainingError: it is without any effect.
+        """
         chosen = progress.best_step or progress.step
-        adapter = self.model.base_model.adapter("default")
+        adapter = self.adapter
         if not any(factors.norm() > 0 for factors in adapter.modules().values()):
             raise TrainingError(
                 "the trained adapter changes nothing: every B is still zero. Is the learning rate too low?"
@@ -159,7 +174,7 @@ class Run:
 
 
 def start(config: RunConfig, *, overwrite: bool = False) -> Run:
-    """Load and check everything for a new run, and make its folder.
+    """Load and check everything for a new run, and make its folder. See `start_together` for several.
 
     Nothing is written before all checks have passed.
 
@@ -167,22 +182,9 @@ def start(config: RunConfig, *, overwrite: bool = False) -> Run:
         ConfigError: a setting does not hold for this model or data, or the name is taken.
         DataError, ModelError, TargetError: as the parts raise them.
     """
-    for setting in ("model", "data"):
-        if not getattr(config, setting):
-            raise ConfigError(
-                f'no {setting} was given; add --{setting}, or {setting} = "..." to the TOML file.'
-            )
-    name = config.name or unused_name(config.runs, Path(config.data).stem)
-    config = config.model_copy(update={"name": name})
-    folder = RunFolder(Path(config.runs) / name)
-    folder.check_free(overwrite=overwrite)
-    run = _assemble(config, folder, None)
-    rejected = [dataclasses.asdict(r) for d in (run.data, run.eval_data) if d for r in d.rejected]
-    with new_folder(folder.path) as temporary:
-        write_text(temporary / "config.toml", run.config.to_toml())
-        write_json(temporary / "plan.json", _plan_of(run))
-        RunFolder(temporary).write_lines("rejected.jsonl", rejected)
-    return run
+    runs = assemble([named(config, overwrite=overwrite)])
+    make_folders(runs)
+    return runs[0]
 
 
 def resume(name: str, runs: str = "runs") -> Run:
@@ -198,68 +200,68 @@ def resume(name: str, runs: str = "runs") -> Run:
         raise ConfigError(f"run {name!r} is running now, as process {state.pid}.")
     if state.state == "finished":
         raise ConfigError(f"run {name!r} is finished; its adapter is {folder.adapter}.")
-    run = _assemble(folder.config(), folder, latest(folder.checkpoints))
+    run = assemble([(folder.config(), folder)])[0]
+    run.checkpoint = latest(folder.checkpoints)
     _check_unchanged(run)
     return run
 
 
-def _assemble(config: RunConfig, folder: RunFolder, checkpoint: Path | None) -> Run:
-    base = load_base(config.model, config.dtype, allow_pickle=config.allow_pickle, quantize=config.quantize)
-    config = config.model_copy(
-        update={"cutoff_length": choose_cutoff(config.cutoff_length, base.model.config, config.model)}
-    )
-    data = load_data(config.data, config, base)
-    eval_data = load_data(config.eval_data, config, base) if config.eval_data else None
-    torch.manual_seed(config.seed)
-    model = get_peft_model(
-        base.model,
-        LoraConfig(
-            r=config.r,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules=config.targets,
-            task_type="CAUSAL_LM",
-            base_model_name_or_path=config.model,
-        ),
-    )
-    task = causal_lm(base)
-    if config.activation_checkpointing:
-        keep_less(base)
-    return Run(folder, config, base, model, task, data, eval_data, checkpoint)
-
-
-def keep_less(base: BaseModel) -> None:
-    """Let the base compute its layers again in the backward pass, in place of keeping their activations.
+def named(config: RunConfig, *, overwrite: bool, taken: Collection[str] = ()) -> tuple[RunConfig, RunFolder]:
+    """Return the settings with the run's name, and the folder that it may take.
 
     Raises:
-        ConfigError: the model knows no such way.
+        ConfigError: the base or the data was not given, or there is a run of that name.
     """
-    if not getattr(base.model, "supports_gradient_checkpointing", False):
-        raise ConfigError(
-            f"activation_checkpointing: {type(base.model).__name__} cannot compute its layers again; "
-            "leave it out, or lower micro_batch_size."
+    for setting in ("model", "data"):
+        if not getattr(config, setting):
+            raise ConfigError(
+                f'no {setting} was given; add --{setting}, or {setting} = "..." to the TOML file.'
+            )
+    name = config.name or unused_name(config.runs, Path(config.data).stem, taken)
+    folder = RunFolder(Path(config.runs) / name)
+    folder.check_free(overwrite=overwrite)
+    return config.model_copy(update={"name": name}), folder
+
+
+def assemble(wanted: Sequence[tuple[RunConfig, RunFolder]]) -> list[Run]:
+    """Return a run for each of the settings, all on one base model that is loaded once.
+
+    Every adapter begins as it would alone. Raises as `start`.
+    """
+    base = open_base(wanted[0][0])
+    configs = [with_cutoff(config, base) for config, _ in wanted]
+    data = [load_data(config.data, config, base) for config in configs]
+    eval_data = [load_data(c.eval_data, c, base) if c.eval_data else None for c in configs]
+    torch.manual_seed(configs[0].seed)
+    model = get_peft_model(base.model, adapter_config(configs[0]))
+    names = ["default"]
+    for config in configs[1:]:
+        names.append(f"run{len(names)}")  # a run's own name may have dots in it
+        torch.manual_seed(config.seed)
+        model.add_adapter(names[-1], adapter_config(config))
+    model.base_model.set_adapter(names)
+    task = causal_lm(base)
+    memory = plan_memory(model, base, task, list(zip(configs, data, strict=True)))
+    if memory.recomputed or configs[0].activation_checkpointing:
+        keep_less(base, memory.recomputed)
+    if configs[0].compile:
+        compile_layers(base.model)
+    return [
+        Run(folder, config, base, model, task, rows, held_out, memory, adapter_name=name)
+        for (_, folder), config, rows, held_out, name in zip(
+            wanted, configs, data, eval_data, names, strict=True
         )
-    checkpoint_activations(base.model, {"use_reentrant": False})
+    ]
 
 
-def causal_lm(base: BaseModel) -> CausalLM:
-    """Return next-token prediction as `base` needs it. Raises as `find_isolation`."""
-    vocabulary = base.model.get_input_embeddings().num_embeddings
-    isolation = find_isolation(base.model, vocabulary, base.device, base.dtype)
-    direct = head_is_last(base.model, vocabulary, base.device)
-    return CausalLM(base.tokenizer.pad_token_id, isolation, base.device, base.dtype, direct)
-
-
-def load_data(path: str, config: RunConfig, base: BaseModel) -> Dataset:
-    """Return the examples of a data file under the run's settings. Raises as `load_dataset`."""
-    return load_dataset(
-        Path(path),
-        base.tokenizer,
-        cutoff_length=choose_cutoff(config.cutoff_length, base.model.config, base.name),
-        overlap_length=config.overlap_length,
-        format=config.format,
-        template=config.template,
-    )
+def make_folders(runs: Sequence[Run]) -> None:
+    """Make the folders of new runs."""
+    for run in runs:
+        rejected = [dataclasses.asdict(r) for d in (run.data, run.eval_data) if d for r in d.rejected]
+        with new_folder(run.folder.path) as temporary:
+            write_text(temporary / "config.toml", run.config.to_toml())
+            write_json(temporary / "plan.json", _plan_of(run))
+            RunFolder(temporary).write_lines("rejected.jsonl", rejected)
 
 
 def _check_unchanged(run: Run) -> None:
@@ -277,7 +279,7 @@ def _check_unchanged(run: Run) -> None:
 
 
 def _plan_of(run: Run) -> dict[str, object]:
-    trainable, total = run.model.get_nb_trainable_parameters()
+    trainable, total = run.parameters
     return {
         **dataclasses.asdict(run.plan),
         "examples": len(run.data.examples),
@@ -290,12 +292,7 @@ def _plan_of(run: Run) -> dict[str, object]:
         "parameters": total,
         "dtype": str(run.base.dtype).removeprefix("torch."),
         "isolation": run.task.isolation,
+        "memory": dataclasses.asdict(run.memory),
         "data_fingerprint": run.data.fingerprint,
         "eval_fingerprint": run.eval_data.fingerprint if run.eval_data else None,
     }
-
-
-def peak_memory() -> int:
-    """Return the largest resident memory that this process has had, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -54,7 +54,7 @@ def command(
     from loralab.models import load_base
     from loralab.training.config import check
     from loralab.training.loop import evaluate, perplexity
-    from loralab.training.run import causal_lm, load_data
+    from loralab.training.prepare import causal_lm, load_data
 
     screen = Screen(output)
     folder = find_adapter(adapter, runs) if adapter else None
