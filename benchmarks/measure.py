@@ -37,10 +37,11 @@ class Case:
     undo: Callable[[], object] = nothing
 
 
-def race(cases: Mapping[str, Case], rounds: int) -> Table:
+def race(cases: Mapping[str, Case], rounds: int, *, settle: bool = False) -> Table:
     """Run the cases in turn, `rounds` times, after one round that does not count but shows the peaks.
 
-    Python's garbage collector waits meanwhile, as in `timeit`: it would charge a case for another's garbage.
+    With `settle` each turn is the work twice, of which the second time counts: memory and caches are then as
+    the case's own work left them, and not as another's, as they are in a run of many steps. Python's garbage collector waits meanwhile, as in `timeit`: it would charge a case for another's garbage.
     """
     times: dict[str, list[float]] = {name: [] for name in cases}
     errors: dict[str, Any] = {}
@@ -51,6 +52,9 @@ def race(cases: Mapping[str, Case], rounds: int) -> Table:
     for _ in range(rounds):
         for name, case in cases.items():
             gc.disable()
+            if settle:
+                case.work()
+                case.undo()
             start = time.perf_counter()
             errors[name] = case.work()
             seconds = time.perf_counter() - start

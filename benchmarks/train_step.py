@@ -1,7 +1,8 @@
 """Time one training step against PEFT and full fine-tuning: python benchmarks/train_step.py [--only PART].
 
 Around one reference case each table changes one thing; contestants.py says who takes part and what "frozen"
-and "matrix products" mean. The error of a case is its loss after the last step. The part "1.1B" is measured
+and "matrix products" mean. Of two steps that follow each other the second is timed.
+The error of a case is its loss after the last step. The part "1.1B" is measured
 only when it is asked for.
 """
 
@@ -38,7 +39,7 @@ def parts(setup: Setup) -> dict[str, list[Setup]]:
 def measure(setup: Setup, rounds: int) -> Table:
     work = Work(setup)
     contestants = LORA | LIMITS if setup.limits else LORA
-    return race({name: Case(make(work)) for name, make in contestants.items()}, rounds)
+    return race({name: Case(make(work)) for name, make in contestants.items()}, rounds, settle=True)
 
 
 def main() -> None:
