@@ -41,7 +41,8 @@ def race(cases: Mapping[str, Case], rounds: int, *, settle: bool = False) -> Tab
     """Run the cases in turn, `rounds` times, after one round that does not count but shows the peaks.
 
     With `settle` each turn is the work twice, of which the second time counts: memory and caches are then as
-    the case's own work left them, and not as another's, as they are in a run of many steps. Python's garbage collector waits meanwhile, as in `timeit`: it would charge a case for another's garbage.
+    the case's own work left them, and not as another's, as they are in a run of many steps. Python's garbage
+    collector waits meanwhile, as in `timeit`: it would charge a case for another's garbage.
     """
     times: dict[str, list[float]] = {name: [] for name in cases}
     errors: dict[str, Any] = {}

@@ -23,10 +23,10 @@ GPT2 = GPT2Config(vocab_size=60, n_embd=32, n_layer=3, n_head=2, n_positions=512
 MODELS = {"llama": (LlamaForCausalLM, LLAMA), "gpt2": (GPT2LMHeadModel, GPT2)}
 
 
-def adapted(name: str) -> nn.Module:
+def adapted(name: str, targets: str = "all-linear") -> nn.Module:
     kind, config = MODELS[name]
     return get_peft_model(
-        kind(copy.deepcopy(config)), LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1)
+        kind(copy.deepcopy(config)), LoraConfig(r=4, target_modules=targets, lora_dropout=0.1)
     )
 
 
@@ -78,6 +78,13 @@ def test_as_few_layers_are_computed_again_as_fit():
     hopeless = forecast(kept, 10_000, 0, 1_000_000, None)
     assert (hopeless.recomputed, hopeless.fits) == (8, False)
     assert forecast(kept, 10_000, 0, None, None).recomputed == 0, "nothing is known of the memory"
+
+
+def test_below_the_lowest_adapted_layer_nothing_is_kept():
+    model = adapted("llama", r".*layers\.2\..*proj")
+    kept = count_kept(model, CausalLM(0, "rows", CPU, torch.float32), [example(40)])
+    assert kept.layers[:2] == (0, 0)
+    assert kept.layers[2] > 0
 
 
 def test_the_stack_is_the_decoder():
