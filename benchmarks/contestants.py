@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 import loralab
 from loralab.adapters.kbit import checkpoint_activations
 from loralab.data.types import Example
+from loralab.models.gates import set_lean_gates
 from loralab.models.norms import set_lean_norms
 from loralab.training.isolation import find_isolation
 from loralab.training.tasks.causal_lm import CausalLM
@@ -104,6 +105,7 @@ class Work:
         cpu, vocabulary = torch.device("cpu"), model.get_input_embeddings().num_embeddings
         isolation = find_isolation(model, vocabulary, cpu, self.setup.dtype)
         set_lean_norms(model)
+        set_lean_gates(model)
         return CausalLM(0, isolation, cpu, self.setup.dtype, direct=True)
 
     def frozen(self) -> PreTrainedModel:

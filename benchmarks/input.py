@@ -109,7 +109,7 @@ def our_examples(work: Work) -> Any:
 def our_batches(work: Work) -> Fill:
     tokens = positions = 0
     for examples in by(our_examples(work).examples):
-        batch = collate(examples, work.tokenizer.pad_token_id, "positions")
+        batch = collate(examples, work.tokenizer.pad_token_id, "documents")
         tokens += batch.tokens
         positions += batch.input_ids_BT.numel()
     return tokens, positions

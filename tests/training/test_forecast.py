@@ -106,6 +106,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from loralab.adapters import get_peft_model
 from loralab.core.config import LoraConfig
 from loralab.data.types import Example
+from loralab.models.gates import set_lean_gates
 from loralab.models.norms import set_lean_norms
 from loralab.training.forecast import count_kept, forecast
 from loralab.training.isolation import find_isolation
@@ -118,6 +119,7 @@ base = LlamaForCausalLM(LlamaConfig(vocab_size=512, hidden_size=512, intermediat
 model = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear", lora_dropout=0.05))
 isolation = find_isolation(base, 512, torch.device("cpu"), torch.float32)
 set_lean_norms(base)
+set_lean_gates(base)
 task = CausalLM(0, isolation, torch.device("cpu"), torch.float32, direct=True)
 examples = [Example(tuple(i * j % 512 for i in range(256)), (0.0,) + (1.0,) * 255) for j in range(1, 9)]
 kept = count_kept(model, task, examples)

@@ -10,6 +10,7 @@ from loralab.core.config import LoraConfig
 from loralab.data.dataset import Dataset, load_dataset
 from loralab.errors import ConfigError
 from loralab.models import BaseModel, load_base
+from loralab.models.gates import set_lean_gates
 from loralab.models.norms import set_lean_norms
 from loralab.models.positions import choose_cutoff
 from loralab.training.config import RunConfig
@@ -70,6 +71,7 @@ def causal_lm(base: BaseModel) -> CausalLM:
     isolation = find_isolation(base.model, vocabulary, base.device, base.dtype)
     direct = head_is_last(base.model, vocabulary, base.device)
     set_lean_norms(base.model)
+    set_lean_gates(base.model)
     return CausalLM(base.tokenizer.pad_token_id, isolation, base.device, base.dtype, direct)
 
 
