@@ -215,3 +215,18 @@ def test_checkpointing_makes_the_same_mask_again(reentrant: bool) -> None:
         return [tensor.grad for tensor in t.values()]
 
     assert all(map(torch.equal, gradients(True), gradients(False)))
+
+
+@pytest.mark.parametrize("shape", [(5, 10), (2, 3, 10)])
+def test_the_output_may_be_changed_in_place(shape: tuple[int, ...]) -> None:
+    config = LoraConfig(r=4, target_modules=["0", "2"], init_lora_weights=False)
+    found = []
+    for inplace in (True, False):
+        torch.manual_seed(0)
+        model = LoraModel(nn.Sequential(nn.Linear(10, 6), nn.ReLU(inplace), nn.Linear(6, 3)), config)
+        out = model(torch.ones(shape).cumsum(0))
+        out = out.mul_(2) if inplace else out * 2
+        trained = [p for p in model.parameters() if p.requires_grad]
+        found.append([out.detach(), *torch.autograd.grad(out.square().sum(), trained)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

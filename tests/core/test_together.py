@@ -150,6 +150,16 @@ def test_nothing_stale_is_handed_out() -> None:
         assert not k(x).requires_grad or torch.allclose(k(x), fresh(x))
 
 
+def test_outputs_may_be_changed_in_place() -> None:
+    class Scaled(Block):
+        def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+            return self.o_proj(self.q_proj(x).mul_(0.5) * self.k_proj(x).add_(1) + self.v_proj(x))
+
+    config = LoraConfig(r=3, target_modules=r".*_proj", init_lora_weights=False)
+    made = LoraModel(Scaled(), config)
+    close(measured(made, torch.ones(2, 5, WIDTH)), measured(apart(made), torch.ones(2, 5, WIDTH)))
+
+
 def test_a_model_can_be_copied_in_the_middle() -> None:
     made, x = model(), torch.randn(5, WIDTH)
     made.lora_layers["q_proj"](x)

@@ -50,10 +50,10 @@ def document_attention(
     """
     bounds = bounds.tolist() if isinstance(bounds, Tensor) else bounds
     if _blockwise(q_HTD) and not dropout:
-        result: Tensor = _BlockAttention.apply(  # type: ignore[no-untyped-call]
+        out_THD: Tensor = _BlockAttention.apply(  # type: ignore[no-untyped-call]
             q_HTD, k_GTD, v_GTD, tuple(bounds), scale, window
         )
-        return result
+        return out_THD.transpose(0, 1)
     lengths = [stop - start for start, stop in pairwise(bounds)]
     parts = zip(*(tensor.split(lengths, 1) for tensor in (q_HTD, k_GTD, v_GTD)), strict=True)
     return torch.cat([_fused(q, k, v, scale, window, dropout) for q, k, v in parts], 1)
@@ -144,15 +144,15 @@ class _BlockAttention(torch.autograd.Function):
                     out_GRTD[group, :, start + a : end] = found[:, :, : end - start - a]
         ctx.save_for_backward(q_HTD, k_GTD, v_GTD)
         ctx.bounds, ctx.scale, ctx.window = bounds, scale, window
-        return out_THD.transpose(0, 1)
+        return out_THD
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_HTD: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | None, ...]:
         q_HTD, k_GTD, v_GTD = ctx.saved_tensors
         heads = k_GTD.shape[0]
         shared = q_HTD.shape[0] // heads
-        q_GRTD, grad_GRTD = (t.unflatten(0, (heads, shared)) for t in (q_HTD, grad_HTD))
+        q_GRTD, grad_GRTD = (t.unflatten(0, (heads, shared)) for t in (q_HTD, grad_THD.transpose(0, 1)))
         # Laid out as the projections made them, with the heads of a token side by side.
         dq_HTD, dk_GTD, dv_GTD = (
             t.new_empty((t.shape[1], t.shape[0], t.shape[2])).transpose(0, 1) for t in (q_HTD, k_GTD, v_GTD)

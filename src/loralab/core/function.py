@@ -62,16 +62,18 @@ def lora_linears(x: Tensor, bases: Sequence[Base], segments: Sequence[Segment]) 
     seeds = tuple(draw_seed() if segment.dropout > 0 else 0 for segment in segments)
     if not torch.is_grad_enabled():
         # In the base's own way, so that an adapter that is still zero changes no bit.
-        return _computed(F.linear, x, bases, segments, seeds)[0]
+        outs_TO = _computed(F.linear, x, bases, segments, seeds)[0]
+        return tuple(out.view(*x.shape[:-1], out.shape[1]) for out in outs_TO)
     plan = tuple(
         (segment.tokens, segment.dropout, seed, tuple(scaling for _, _, scaling in segment.factors))
         for segment, seed in zip(segments, seeds, strict=True)
     )
     factors = [tensor for segment in segments for a, b, _ in segment.factors for tensor in (a, b)]
-    result: tuple[Tensor, ...] = _LoraLinears.apply(  # type: ignore[no-untyped-call]
+    outs_TO = _LoraLinears.apply(  # type: ignore[no-untyped-call]
         plan, len(bases), x, *(tensor for base in bases for tensor in base), *factors
     )
-    return result
+    # Not in the function: what it returns may be changed in place, as by a ReLU, unless it is a view.
+    return tuple(out.view(*x.shape[:-1], out.shape[1]) for out in outs_TO)
 
 
 def _in_plain_operations(x: Tensor, bases: Sequence[Base], segments: Sequence[Segment]) -> tuple[Tensor, ...]:
@@ -155,7 +157,7 @@ def _computed(
     segments: Sequence[Segment],
     seeds: Sequence[int],
 ) -> tuple[tuple[Tensor, ...], Tensor, list[Tensor]]:
-    """Return the outputs, x as [T, I] and A drop(x), [T, S], of each segment that has factors."""
+    """Return the outputs, [T, O], x as [T, I] and A drop(x), [T, S], of each segment that has factors."""
     x_TI = x.reshape(-1, x.shape[-1])
     outs_TO = [multiply(x_TI, weight, bias) for weight, bias in bases]
     lows_TS = []
@@ -176,7 +178,7 @@ def _computed(
             else:
                 out[place].add_(low_TR @ b_OR.to(dtype).t(), alpha=scaling)
         lows_TS.append(low_TS)
-    return tuple(out.view(*x.shape[:-1], out.shape[1]) for out in outs_TO), x_TI, lows_TS
+    return tuple(outs_TO), x_TI, lows_TS
 
 
 class _LoraLinears(torch.autograd.Function):
@@ -199,11 +201,10 @@ class _LoraLinears(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads_TO: Tensor | None) -> tuple[Tensor | None, ...]:
         x_TI, *saved = ctx.saved_tensors
         layers, need = ctx.layers, ctx.needs_input_grad[2:]
         weights = saved[:layers]
-        grads_TO = [None if grad is None else grad.reshape(-1, grad.shape[-1]) for grad in grads]
         grad_x = _through(grads_TO, weights, x_TI) if need[0] else None
         of_bases: list[Tensor | None] = []
         for grad, need_weight, need_bias in zip(grads_TO, need[1::2], need[2::2], strict=False):

@@ -33,7 +33,8 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_I: Tensor, eps: float) -> Tensor:
         x_TI = x.reshape(-1, x.shape[-1])
-        out_TI = torch.empty_like(x_TI)
+        out = x.new_empty(x.shape)
+        out_TI = out.view(x_TI.shape)
         inverse_T1 = x_TI.new_empty((len(x_TI), 1), dtype=torch.float32)
         for block in _blocks(x_TI):
             wide = x_TI[block].float()
@@ -42,7 +43,7 @@ class _RMSNorm(torch.autograd.Function):
             out_TI[block] = (wide * inverse).to(x.dtype).mul_(weight_I)
         ctx.save_for_backward(x_TI, weight_I, inverse_T1)
         ctx.shape = x.shape
-        return out_TI.view(x.shape)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
