@@ -78,3 +78,16 @@ def test_dropout_hides_tokens() -> None:
     second = document_attention(q, k, v, [0, 64], 0.25, dropout=0.5)
     assert not torch.equal(first, second)
     assert not torch.equal(first, plain)
+
+
+def test_nothing_of_a_neighbour_gets_in_not_even_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_has_tiles", lambda: False)
+    q, k, v = (heads(2, 40, seed).bfloat16() for seed in range(3))
+    for tensor in (q, k, v):
+        tensor[:, 21:] = float("nan")
+    given = [t.requires_grad_() for t in (q, k, v)]
+    out = document_attention(*given, [0, 21, 40], 0.25)
+    grads = torch.autograd.grad(out, given, torch.ones_like(out))
+    for tensor in (out, *grads):
+        assert not tensor[:, :21].isnan().any()
+        assert tensor[:, 21:].isnan().any()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from loralab.core import function
 from loralab.core.config import LoraConfig
@@ -233,3 +234,39 @@ def test_spans_that_do_not_fit_are_told() -> None:
         pytest.raises(AdapterError, match="8 tokens in all for a batch of 9"),
     ):
         made(torch.randn(1, 9, WIDTH))
+
+
+def test_names_alone_do_not_bring_layers_together() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w1, self.w2, self.w3 = nn.Linear(10, 20), nn.Linear(20, 30), nn.Linear(30, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.w3(self.w2(self.w1(x)))
+
+    config = LoraConfig(r=2, target_modules=["w1", "w2", "w3"], init_lora_weights=False)
+    assert LoraModel(Net(), config)(torch.randn(6, 10)).shape == (6, 5)
+
+
+def test_a_scale_set_in_between_counts() -> None:
+    made, x = model(), torch.randn(5, WIDTH)
+    fresh = apart(made).lora_layers["k_proj"]
+    made.lora_layers["q_proj"](x)
+    for layer in (made.lora_layers["k_proj"], fresh):
+        layer.scaling["default"] = 50.0
+    torch.testing.assert_close(made.lora_layers["k_proj"](x), fresh(x))
+
+
+def test_reentrant_checkpointing_drops_the_same_again() -> None:
+    made = model(dropout=0.3).train()
+    x = torch.randn(2, 700, WIDTH, requires_grad=True)
+    found = []
+    for again in (False, True):
+        torch.manual_seed(3)
+        out = checkpoint(made, x, use_reentrant=True) if again else made(x)
+        made.zero_grad()
+        out.square().sum().backward()
+        found.append([out.detach(), *(p.grad.clone() for p in made.parameters() if p.grad is not None)])
+    assert len(found[0]) == 9
+    close(*found)

@@ -1,6 +1,7 @@
 """Which norms of a model become lean, and that its scores and gradients stay."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -65,3 +66,28 @@ def test_a_norm_by_name_alone_stays():
             return x * self.weight
 
     assert set_lean_norms(nn.Sequential(OddRMSNorm())) == 0
+
+
+def test_a_norm_with_a_gate_stays():
+    class GatedRMSNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4), requires_grad=False)
+            self.eps = 1e-6
+
+        def forward(self, x, gate=None):
+            x = x if gate is None else x * gate
+            return self.weight * x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+
+    assert set_lean_norms(nn.Sequential(GatedRMSNorm())) == 0
+
+
+def test_a_lean_model_can_be_stored_and_its_norms_trained_after_all():
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE)).requires_grad_(False)
+    set_lean_norms(model)
+    other = pickle.loads(pickle.dumps(model))
+    ids = torch.arange(5)[None]
+    torch.testing.assert_close(other(ids).logits, model(ids).logits)
+    other.requires_grad_(True)
+    other(ids).logits.sum().backward()
+    assert other.model.norm.weight.grad is not None

@@ -190,6 +190,16 @@ def test_text_is_generated_as_before():
     assert torch.equal(model.generate(ids, max_new_tokens=8, do_sample=False), expected)
 
 
+def test_limits_that_the_trial_cannot_show_are_read_from_the_config():
+    model = NeedsTheMask(copy.deepcopy(LlamaConfig(**LLAMA))).eval()
+    model.set_attn_implementation("eager")
+    model.config.sliding_window = 128
+    assert find_isolation(model, VOCABULARY, CPU, torch.float32) == "rows"
+    model = build("llama")
+    model.config.attention_chunk_size = 64
+    assert find_isolation(model, VOCABULARY, CPU, torch.float32) == "rows"
+
+
 class Leaky(LlamaForCausalLM):
     """Every token's scores depend on all tokens of the batch."""
 

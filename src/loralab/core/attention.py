@@ -90,11 +90,17 @@ def _has_tiles() -> bool:
 def _documents(bounds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """Yield (start, stop, the stop rounded up) of each document.
 
-    What is computed for the tokens behind a document is dropped; its own see none of them, as they are later.
+    It is filled up with zeros, which its own tokens do not see, as they are later.
     """
     for start, stop in pairwise(bounds):
         rounded = start + -(-(stop - start) // _STEP) * _STEP
         yield start, stop, rounded if rounded <= bounds[-1] else stop
+
+
+def _filled_up(tensor: Tensor, start: int, stop: int, rounded: int) -> Tensor:
+    """Return the tokens of a document, [..., T, D], contiguous."""
+    own = tensor[..., start:stop, :]
+    return own.contiguous() if rounded == stop else F.pad(own, (0, 0, 0, rounded - stop))
 
 
 def _head_groups(heads: int, shared: int, length: int) -> Iterator[slice]:
@@ -104,7 +110,7 @@ def _head_groups(heads: int, shared: int, length: int) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-@functools.lru_cache(64)
+@functools.lru_cache(16)
 def _bias(start: int, stop: int, shared: int, window: int, dtype: torch.dtype) -> Tensor:
     """Return 0 where queries [start, stop) may see keys [0, stop), else -inf; [shared * queries, keys]."""
     rows, columns = torch.arange(start, stop)[:, None], torch.arange(stop)
@@ -133,8 +139,7 @@ class _BlockAttention(torch.autograd.Function):
         for start, stop, rounded in _documents(bounds):
             length = rounded - start
             for group in _head_groups(heads, shared, length):
-                q = q_GRTD[group, :, start:rounded]
-                keys, values = (t[group, start:rounded].contiguous() for t in (k_GTD, v_GTD))
+                q, keys, values = (_filled_up(t[group], start, stop, rounded) for t in (q_GRTD, k_GTD, v_GTD))
                 for a in range(0, length, _BLOCK):
                     b = min(a + _BLOCK, length)
                     queries = q[:, :, a:b].flatten(1, 2)
@@ -161,10 +166,8 @@ class _BlockAttention(torch.autograd.Function):
         for start, stop, rounded in _documents(ctx.bounds):
             length, own = rounded - start, stop - start
             for group in _head_groups(heads, shared, length):
-                q = q_GRTD[group, :, start:rounded]
-                grad = grad_GRTD[group, :, start:rounded].contiguous()
-                grad[:, :, own:] = 0
-                keys, values = (t[group, start:rounded].contiguous() for t in (k_GTD, v_GTD))
+                given = (q_GRTD, grad_GRTD, k_GTD, v_GTD)
+                q, grad, keys, values = (_filled_up(t[group], start, stop, rounded) for t in given)
                 dk, dv = (torch.zeros_like(t, dtype=torch.float32) for t in (keys, values))
                 for a in range(0, length, _BLOCK):
                     b = min(a + _BLOCK, length)

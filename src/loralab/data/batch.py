@@ -21,7 +21,7 @@ Isolation = Literal["documents", "positions", "mask", "rows"]
 """What keeps the examples of a row apart: their bounds, position ids that restart, an explicit mask, or a row
 for each."""
 
-_SHARE = 32
+_SHARE = 64
 """A row of all examples is filled up by less than this part of it."""
 
 

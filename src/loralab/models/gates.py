@@ -1,6 +1,6 @@
 """Feed-forward layers with a gate that keep less for the backward pass."""
 
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ def set_lean_gates(model: nn.Module) -> int:
         if kind not in verdicts:
             verdicts[kind] = _is_silu_gated(module)
         if verdicts[kind]:
-            module.forward = MethodType(_forward, module)
+            module.forward = partial(_forward, module)
             count += 1
     return count
 

@@ -1,6 +1,7 @@
 """Normalizations of a frozen base that keep less for the backward pass."""
 
-from types import MethodType
+import inspect
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def set_lean_norms(model: nn.Module) -> int:
         if kind not in verdicts:
             verdicts[kind] = _is_rms_norm(module, eps)
         if verdicts[kind]:
-            module.forward = MethodType(_forward, module)
+            module.forward = partial(_forward, module)
             count += 1
     return count
 
@@ -36,7 +37,13 @@ def set_lean_norms(model: nn.Module) -> int:
 def _eps(module: Any) -> float | None:
     """Return a candidate's epsilon: a module of one frozen vector that is called an RMS norm."""
     weight = module._parameters.get("weight")
-    if "RMSNorm" not in type(module).__name__ or list(module._parameters) != ["weight"] or weight is None:
+    takes = list(inspect.signature(type(module).forward).parameters)
+    if (
+        "RMSNorm" not in type(module).__name__
+        or len(takes) != 2
+        or list(module._parameters) != ["weight"]
+        or weight is None
+    ):
         return None
     if (
         weight.ndim != 1
@@ -65,5 +72,8 @@ def _is_rms_norm(module: Any, eps: float) -> bool:
 
 
 def _forward(module: Any, hidden_states: Tensor) -> Tensor:
+    if module.weight.requires_grad:
+        result: Tensor = type(module).forward(module, hidden_states)
+        return result
     eps: float = getattr(module, "variance_epsilon", getattr(module, "eps", 0.0))
     return rms_norm(hidden_states, module.weight, eps)

@@ -1,5 +1,6 @@
 """The layers of a model's stack, each compiled by itself: one compilation serves them all."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ def compile_layers(model: Any) -> int:
         raise ConfigError(f"compile: {type(model).__name__} has no stack of layers; leave it out.")
     folder = cache_folder()
     if folder is not None and Path(os.environ.get(_VARIABLE, _DEFAULT)).name.startswith(_DEFAULT):
-        os.environ[_VARIABLE] = str(folder / "compiled")
+        with contextlib.suppress(OSError):
+            (folder / "compiled").mkdir(parents=True, exist_ok=True)
+            os.environ[_VARIABLE] = str(folder / "compiled")
     call_from_compiled()
     for layer in layers:
         layer.compile(dynamic=True)

@@ -33,13 +33,17 @@ def find_isolation(model: Any, vocabulary: int, device: torch.device, dtype: tor
     was_training = model.training
     model.eval()
     try:
-        before = set_document_attention(model) if device.type == "cpu" else None
+        narrow, chunked = (_has(model, name) for name in ("sliding_window", "attention_chunk_size"))
+        # What the trial is too short to show: a mask of ours has no window, and chunks go by the place in a row.
+        unfit = {"documents", "positions", "mask"} if chunked else {"mask"} if narrow else set()
+        usable = device.type == "cpu" and "documents" not in unfit
+        before = set_document_attention(model) if usable else None
         if before is not None:
             if _isolates(model, "documents", vocabulary, device, dtype):
                 return "documents"
             model.set_attn_implementation(before)
         for isolation in get_args(Isolation)[1:]:
-            if _isolates(model, isolation, vocabulary, device, dtype):
+            if isolation not in unfit and _isolates(model, isolation, vocabulary, device, dtype):
                 chosen: Isolation = isolation
                 return chosen
     finally:
@@ -48,6 +52,13 @@ def find_isolation(model: Any, vocabulary: int, device: torch.device, dtype: tor
         f"{type(model).__name__}: examples influence each other even in rows of their own; "
         "it cannot be trained."
     )
+
+
+def _has(model: Any, name: str) -> bool:
+    """Return whether the model's config sets a limit on how far back a token sees."""
+    config = getattr(model, "config", None)
+    configs = [config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()))]
+    return any(getattr(one, name, None) for one in configs)
 
 
 def _isolates(

@@ -110,8 +110,16 @@ class LinearLike(LoraLayer):
         """Return what changes with the adapters that run and with every tensor behind the output."""
         active = self._activation
         names = active.running if active.rows is None else active.rows
-        tensors = [self.weight, *(t for name in set(names) if name in self.r for t in self.factors(name))]
-        return names, active.spans, tuple((t.data_ptr(), t._version) for t in tensors)
+        own = [name for name in names if name in self.r]
+        tensors = [self.weight, *(t for name in set(own) for t in self.factors(name))]
+        if self.bias is not None:
+            tensors.append(self.bias)
+        settings = tuple((float(self.scaling[name]), self.dropout_of(name)) for name in own)
+        device = self.weight.device.type
+        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        hooked, grad = _is_hooked(self.base_layer), torch.is_grad_enabled()
+        versions = tuple((t.data_ptr(), t._version) for t in tensors)
+        return names, active.spans, versions, settings, autocast, hooked, grad
 
     def _adapted(self, names: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """One function computes the base and the plain adapters, where nothing stands between them."""

@@ -65,10 +65,12 @@ class Together:
         if self._waiting:
             self._input, self._waiting = None, {}
             self._wasted += 1
-        if self._wasted > 2 or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if self._wasted > 2 or torch.compiler.is_compiling():
             return None
         combined = _combined([one.segments() for one in self.layers])
-        if combined is None:
+        # Without gradients there is nothing to gain; but what drops has to draw as it will with them, where
+        # reentrant checkpointing makes the same pass again.
+        if combined is None or not (torch.is_grad_enabled() or any(s.dropout for s in combined)):
             return None
         outputs = lora_linears(x, [one.bases() for one in self.layers], combined)
         own = next(out for one, out in zip(self.layers, outputs, strict=True) if one is layer)
@@ -90,7 +92,7 @@ def find_together(layers: Mapping[str, Member]) -> list[Together]:
         for parent in sorted(parents):
             paths = [f"{parent}.{name}" if parent else name for name in names]
             group = [layers[path] for path in paths if path in layers]
-            if len(group) > 1:
+            if len(group) > 1 and len({getattr(layer, "in_features", None) for layer in group}) == 1:
                 found.append(Together(group))
     return found
 
