@@ -132,7 +132,7 @@ def test_parts_of_one_row_stand_one_behind_the_other() -> None:
     assert batch.bounds.tolist() == [0, 40, 42, 130]
     ids = [*range(50, 90), 5, 6, *range(100, 187), 3]
     assert batch.input_ids_BT.tolist() == [ids]
-    assert batch.weights_BT[0, [0, 40, 42, 73]].tolist() == [0, 0, 0, 0]
+    assert batch.weights_BT[0, [0, 40, 42, 129]].tolist() == [0, 0, 0, 0]
 
 
 @pytest.fixture(scope="module")

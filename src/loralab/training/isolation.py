@@ -34,7 +34,7 @@ def find_isolation(model: Any, vocabulary: int, device: torch.device, dtype: tor
     model.eval()
     try:
         narrow, chunked = (_has(model, name) for name in ("sliding_window", "attention_chunk_size"))
-        # What the trial is too short to show: a mask of ours has no window, and chunks go by the place in a row.
+        # Too far apart for the trial: our mask has no window, and chunks go by the place in a row.
         unfit = {"documents", "positions", "mask"} if chunked else {"mask"} if narrow else set()
         usable = device.type == "cpu" and "documents" not in unfit
         before = set_document_attention(model) if usable else None
