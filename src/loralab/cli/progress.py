@@ -64,8 +64,10 @@ def follow_together(many: ManyRuns, screen: Screen, results: dict[str, Finished]
                 del going[name]
             if stop.asked:
                 break
-    if stop.asked and going:
-        _stopped(list(going.values()), screen)
+    # A run may have come to its end in the same pass, after what was shown last.
+    left = [run for run in going.values() if run.folder.state().state != "finished"]
+    if stop.asked and left:
+        _stopped(left, screen)
 
 
 def _stopped(runs: Sequence[Run], screen: Screen) -> NoReturn:
