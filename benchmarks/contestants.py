@@ -24,9 +24,8 @@ from transformers.pytorch_utils import Conv1D
 import loralab
 from loralab.adapters.kbit import checkpoint_activations
 from loralab.data.types import Example
-from loralab.models.gates import set_lean_gates
-from loralab.models.norms import set_lean_norms
-from loralab.training.isolation import find_isolation
+from loralab.models import BaseModel, load_tokenizer
+from loralab.training.prepare import causal_lm
 from loralab.training.tasks.causal_lm import CausalLM
 from models import GROWN, LLAMA, Shape, assets, grown, random_gpt2, random_llama, random_qwen2
 
@@ -102,11 +101,9 @@ class Work:
 
     def task(self, model: PreTrainedModel) -> CausalLM:
         """Prepare a model as `loralab train` does."""
-        cpu, vocabulary = torch.device("cpu"), model.get_input_embeddings().num_embeddings
-        isolation = find_isolation(model, vocabulary, cpu, self.setup.dtype)
-        set_lean_norms(model)
-        set_lean_gates(model)
-        return CausalLM(0, isolation, cpu, self.setup.dtype, direct=True)
+        setup = self.setup
+        tokenizer = load_tokenizer("demo")  # of which the padding alone is read
+        return causal_lm(BaseModel(setup.model, model, tokenizer, setup.dtype, torch.device("cpu")))
 
     def frozen(self) -> PreTrainedModel:
         """Return a model with the original's own weights, so that many take the memory of one."""

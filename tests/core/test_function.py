@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from loralab.core.config import LoraConfig
 from loralab.core.dropout import draw_seed, drop
-from loralab.core.function import lora_linear, low_rank
+from loralab.core.function import Segment, lora_linears, low_rank
 from loralab.core.model import LoraModel
 
 SCALING = 1.7
@@ -30,7 +30,8 @@ def tensors(
 
 
 def ours(t: dict[str, Any], dropout: float = 0.0) -> Tensor:
-    return lora_linear(t["x"], t["weight"], t["bias"], (t["a"], t["b"], SCALING), dropout)
+    segment = Segment(((t["a"], t["b"], SCALING),), dropout)
+    return lora_linears(t["x"], [(t["weight"], t["bias"])], [segment])[0]
 
 
 def plain(t: dict[str, Any]) -> Tensor:

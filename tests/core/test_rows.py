@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from loralab.core.config import LoraConfig
-from loralab.core.function import lora_linear, low_rank, low_rank_rows
+from loralab.core.function import Segment, lora_linears, low_rank, low_rank_rows
 from loralab.core.model import LoraModel
 from loralab.errors import AdapterError
 
@@ -73,9 +73,9 @@ def test_the_output_is_the_same_with_and_without_gradients(tokens: int) -> None:
     torch.manual_seed(0)
     x, weight_OI = torch.randn(tokens, 64).to(BF16), torch.randn(32, 64).to(BF16)
     factors = (torch.randn(4, 64).requires_grad_(), torch.randn(32, 4).requires_grad_(), 0.5)
-    output = lora_linear(x, weight_OI, None, factors)
+    output = lora_linears(x, [(weight_OI, None)], [Segment((factors,))])[0]
     with torch.no_grad():
-        assert torch.equal(lora_linear(x, weight_OI, None, factors), output)
+        assert torch.equal(lora_linears(x, [(weight_OI, None)], [Segment((factors,))])[0], output)
     grad_a, grad_b = torch.autograd.grad(output.float().square().sum(), factors[:2])
     wide = [tensor.detach().double().requires_grad_() for tensor in factors[:2]]
     wanted = x.double() @ weight_OI.double().t() + 0.5 * (x.double() @ wide[0].t() @ wide[1].t())

@@ -88,19 +88,18 @@ def _has_tiles() -> bool:
 
 
 def _documents(bounds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield (start, stop, the stop rounded up) of each document.
-
-    It is filled up with zeros, which its own tokens do not see, as they are later.
-    """
+    """Yield (start, stop, the length rounded up) of each document."""
     for start, stop in pairwise(bounds):
-        rounded = start + -(-(stop - start) // _STEP) * _STEP
-        yield start, stop, rounded if rounded <= bounds[-1] else stop
+        yield start, stop, -(-(stop - start) // _STEP) * _STEP
 
 
-def _filled_up(tensor: Tensor, start: int, stop: int, rounded: int) -> Tensor:
-    """Return the tokens of a document, [..., T, D], contiguous."""
+def _filled_up(tensor: Tensor, start: int, stop: int, length: int) -> Tensor:
+    """Return the tokens of a document, [..., T, D], contiguous, with zeros behind them.
+
+    Those its own tokens do not see, as they are later.
+    """
     own = tensor[..., start:stop, :]
-    return own.contiguous() if rounded == stop else F.pad(own, (0, 0, 0, rounded - stop))
+    return own.contiguous() if stop - start == length else F.pad(own, (0, 0, 0, length - (stop - start)))
 
 
 def _head_groups(heads: int, shared: int, length: int) -> Iterator[slice]:
@@ -136,10 +135,9 @@ class _BlockAttention(torch.autograd.Function):
         q_GRTD = q_HTD.unflatten(0, (heads, shared))
         out_THD = q_HTD.new_empty((q_HTD.shape[1], q_HTD.shape[0], size))
         out_GRTD = out_THD.transpose(0, 1).unflatten(0, (heads, shared))
-        for start, stop, rounded in _documents(bounds):
-            length = rounded - start
+        for start, stop, length in _documents(bounds):
             for group in _head_groups(heads, shared, length):
-                q, keys, values = (_filled_up(t[group], start, stop, rounded) for t in (q_GRTD, k_GTD, v_GTD))
+                q, keys, values = (_filled_up(t[group], start, stop, length) for t in (q_GRTD, k_GTD, v_GTD))
                 for a in range(0, length, _BLOCK):
                     b = min(a + _BLOCK, length)
                     queries = q[:, :, a:b].flatten(1, 2)
@@ -163,11 +161,11 @@ class _BlockAttention(torch.autograd.Function):
             t.new_empty((t.shape[1], t.shape[0], t.shape[2])).transpose(0, 1) for t in (q_HTD, k_GTD, v_GTD)
         )
         dq_GRTD = dq_HTD.unflatten(0, (heads, shared))
-        for start, stop, rounded in _documents(ctx.bounds):
-            length, own = rounded - start, stop - start
+        for start, stop, length in _documents(ctx.bounds):
+            own = stop - start
             for group in _head_groups(heads, shared, length):
                 given = (q_GRTD, grad_GRTD, k_GTD, v_GTD)
-                q, grad, keys, values = (_filled_up(t[group], start, stop, rounded) for t in given)
+                q, grad, keys, values = (_filled_up(t[group], start, stop, length) for t in given)
                 dk, dv = (torch.zeros_like(t, dtype=torch.float32) for t in (keys, values))
                 for a in range(0, length, _BLOCK):
                     b = min(a + _BLOCK, length)

@@ -17,7 +17,7 @@ from loralab.core.algebra import padded
 from loralab.core.dropout import Mask, draw_seed, drop, kept
 from loralab.core.products import add_times_, times
 
-__all__ = ["Base", "Factors", "Segment", "lora_linear", "lora_linears", "low_rank", "low_rank_rows"]
+__all__ = ["Base", "Factors", "Segment", "lora_linears", "low_rank", "low_rank_rows"]
 
 Factors = tuple[Tensor, Tensor, float]
 """(a_RI, b_OR, scaling)."""
@@ -36,13 +36,6 @@ class Segment:
     """None: all there are."""
 
 
-def lora_linear(
-    x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, factors: Factors, dropout: float = 0.0
-) -> Tensor:
-    """Return W x + bias + scaling * B A drop(x), see `lora_linears`."""
-    return lora_linears(x, [(weight_OI, bias_O)], [Segment((factors,), dropout)])[0]
-
-
 def lora_linears(x: Tensor, bases: Sequence[Base], segments: Sequence[Segment]) -> tuple[Tensor, ...]:
     """Return W x + bias + scaling * B A drop(x) of each layer, in the dtype of the base's product.
 
@@ -59,7 +52,7 @@ def lora_linears(x: Tensor, bases: Sequence[Base], segments: Sequence[Segment]) 
             return lora_linears(x.to(dtype), cast, segments)
     if torch.compiler.is_compiling():
         return _in_plain_operations(x, bases, segments)
-    seeds = tuple(draw_seed() if segment.dropout > 0 else 0 for segment in segments)
+    seeds = tuple(_seed(segment.dropout) for segment in segments)
     if not torch.is_grad_enabled():
         # In the base's own way, so that an adapter that is still zero changes no bit.
         outs_TO = _computed(F.linear, x, bases, segments, seeds)[0]
@@ -99,8 +92,7 @@ def _in_plain_operations(x: Tensor, bases: Sequence[Base], segments: Sequence[Se
 def low_rank(x: Tensor, factors: Factors, dropout: float = 0.0) -> Tensor:
     """Return scaling * B A drop(x) alone, for a base output that was computed elsewhere."""
     a_RI, b_OR, scaling = factors
-    mask = kept(x, dropout, draw_seed()) if dropout > 0 else None
-    dropped, factor = (x, 1.0) if mask is None else (mask.of(x), mask.factor)
+    dropped, _, factor = _dropped(x, dropout, _seed(dropout))
     dtype = _least_cast(x, a_RI)
     low = (dropped.to(dtype) @ a_RI.to(dtype).t() @ b_OR.to(dtype).t()) * (scaling * factor)
     return low if dtype == x.dtype else low.to(x.dtype)
@@ -144,10 +136,15 @@ def _places(counts: Sequence[int | None], tokens: int) -> list[slice]:
     return places
 
 
-def _dropped(x_TI: Tensor, dropout: float, seed: int) -> tuple[Tensor, Mask | None, float]:
+def _seed(dropout: float) -> int:
+    """Return a seed for what goes; where nothing does, none is drawn."""
+    return draw_seed() if dropout > 0 else 0
+
+
+def _dropped(x: Tensor, dropout: float, seed: int) -> tuple[Tensor, Mask | None, float]:
     """Return (x without what goes, the mask, its factor)."""
-    mask = kept(x_TI, dropout, seed) if dropout > 0 else None
-    return (x_TI, None, 1.0) if mask is None else (mask.of(x_TI), mask, mask.factor)
+    mask = kept(x, dropout, seed) if dropout > 0 else None
+    return (x, None, 1.0) if mask is None else (mask.of(x), mask, mask.factor)
 
 
 def _computed(

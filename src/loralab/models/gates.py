@@ -1,12 +1,12 @@
 """Feed-forward layers with a gate that keep less for the backward pass."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from loralab.core.gated import silu_gated
+from loralab.models.lean import replace_forward
 
 __all__ = ["set_lean_gates"]
 
@@ -14,22 +14,12 @@ _PARTS = {"gate_proj", "up_proj", "down_proj"}
 
 
 def set_lean_gates(model: nn.Module) -> int:
-    """Let the model's feed-forward layers compute with `silu_gated`; return how many do.
+    """Let the model's feed-forward layers compute with `silu_gated`; return how many do."""
+    return replace_forward(model, _has_the_parts, _is_silu_gated, _forward)
 
-    Which modules these are is tried on each class: what gives other numbers is left as it is.
-    """
-    count = 0
-    verdicts: dict[type, bool] = {}
-    for module in model.modules():
-        if not module._modules.keys() >= _PARTS or "forward" in module.__dict__:
-            continue
-        kind = type(module)
-        if kind not in verdicts:
-            verdicts[kind] = _is_silu_gated(module)
-        if verdicts[kind]:
-            module.forward = partial(_forward, module)
-            count += 1
-    return count
+
+def _has_the_parts(module: Any) -> bool:
+    return bool(module._modules.keys() >= _PARTS)
 
 
 @torch.no_grad()

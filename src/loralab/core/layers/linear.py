@@ -123,21 +123,15 @@ class LinearLike(LoraLayer):
 
     def _adapted(self, names: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """One function computes the base and the plain adapters, where nothing stands between them."""
-        output = self.together.output(self, x) if self.together is not None else None
-        if output is not None:
-            return output
-        segments = self.segments()
-        if segments is None:
-            return super()._adapted(names, x, *args, **kwargs)
-        return lora_linears(x, [self.bases()], segments)[0]
+        output = self._at_once(x)
+        return super()._adapted(names, x, *args, **kwargs) if output is None else output
 
     def _mixed(self, rows: Sequence[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """One product computes all rows, where their adapters are plain and drop alike."""
         if self._activation.spans is not None:
             self._activation.check_spans(x.numel() // x.shape[-1])
-            if self.segments() is not None:
-                return self._adapted(rows, x, *args, **kwargs)
-            return super()._mixed(rows, x, *args, **kwargs)
+            output = self._at_once(x)
+            return super()._mixed(rows, x, *args, **kwargs) if output is None else output
         self._activation.repeats(x.shape[0])
         chosen = [index for index, name in enumerate(rows) if name in self.r]
         names = [rows[index] for index in chosen]
@@ -155,6 +149,17 @@ class LinearLike(LoraLayer):
         out_BTO = base_out.reshape(len(rows), -1, base_out.shape[-1])
         index = torch.tensor(chosen, device=x.device)
         return out_BTO.index_add(0, index, term_BTO).view(base_out.shape)
+
+    def _at_once(self, x: Tensor) -> Tensor | None:
+        """Return what one function computes for base and adapters; None where there is no such function."""
+        output = None if self.together is None else self.together.waiting(self, x)
+        if output is not None:
+            return output
+        segments = self.segments()
+        if segments is None:
+            return None
+        output = None if self.together is None else self.together.output(self, x, segments)
+        return lora_linears(x, [self.bases()], segments)[0] if output is None else output
 
     def _is_plain(self, name: str) -> bool:
         return self.variants[name] == "plain" and self.bias_of(name) is None

@@ -1,5 +1,6 @@
 """Linear layers that read the same input one behind the other, whose products are made in one go."""
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Protocol
 
@@ -54,23 +55,28 @@ class Together:
         self._waiting: dict[int, tuple[Tensor, Hashable]] = {}
         self._wasted = 0
 
-    def output(self, layer: Member, x: Tensor) -> Tensor | None:
-        """Return a layer's output for x; None: it is to compute alone."""
+    def waiting(self, layer: Member, x: Tensor) -> Tensor | None:
+        """Return a layer's output for this x that was computed along with another's, if there is one."""
         if self._input is x and self._version == x._version:
             found = self._waiting.pop(id(layer), None)
             if not self._waiting:
                 self._input = None
             if found is not None and found[1] == layer.stamp():
                 return found[0]
+        return None
+
+    def output(self, layer: Member, x: Tensor, segments: list[Segment]) -> Tensor | None:
+        """Compute for all and return the output of one, which adds `segments`; None: it goes alone."""
         if self._waiting:
             self._input, self._waiting = None, {}
             self._wasted += 1
-        if self._wasted > 2 or torch.compiler.is_compiling():
-            return None
-        combined = _combined([one.segments() for one in self.layers])
         # Without gradients there is nothing to gain; but what drops has to draw as it will with them, where
         # reentrant checkpointing makes the same pass again.
-        if combined is None or not (torch.is_grad_enabled() or any(s.dropout for s in combined)):
+        gains = torch.is_grad_enabled() or any(segment.dropout for segment in segments)
+        if not gains or self._wasted > 2 or torch.compiler.is_compiling():
+            return None
+        combined = _combined([segments if one is layer else one.segments() for one in self.layers])
+        if combined is None:
             return None
         outputs = lora_linears(x, [one.bases() for one in self.layers], combined)
         own = next(out for one, out in zip(self.layers, outputs, strict=True) if one is layer)
@@ -87,11 +93,12 @@ def find_together(layers: Mapping[str, Member]) -> list[Together]:
     """Return the groups among the layers, which are given by path, that have at least two."""
     found = []
     for names in _NAMES:
-        parents = {path.rpartition(".")[0] for path in layers if path.rpartition(".")[2] == names[0]}
-        parents |= {path.rpartition(".")[0] for path in layers if path.rpartition(".")[2] == names[1]}
-        for parent in sorted(parents):
-            paths = [f"{parent}.{name}" if parent else name for name in names]
-            group = [layers[path] for path in paths if path in layers]
+        groups: dict[str, list[Any]] = defaultdict(list)
+        for path, layer in layers.items():
+            parent, _, name = path.rpartition(".")
+            if name in names:
+                groups[parent].append(layer)
+        for group in groups.values():
             if len(group) > 1 and len({getattr(layer, "in_features", None) for layer in group}) == 1:
                 found.append(Together(group))
     return found
