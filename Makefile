@@ -2,8 +2,8 @@
 PYTHON ?= python3
 WORKERS ?= 2
 ARGS ?=
-# Every file of the folder is one, but for what they share.
-BENCHMARKS = $(filter-out measure models contestants footprint,$(basename $(notdir $(wildcard benchmarks/*.py))))
+# Every file of the folder is one, but for what they share, and quality, which takes hours.
+BENCHMARKS = $(filter-out measure models contestants footprint quality,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
 VENV := .venv
 BIN := $(VENV)/bin

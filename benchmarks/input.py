@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from loralab.data.batch import collate
-from loralab.data.dataset import load_dataset
+from loralab.data.dataset import Reading, load_dataset
 from loralab.data.sources import read_rows
 from loralab.data.templates import choose_template
 from loralab.data.types import Message
@@ -101,7 +101,7 @@ def by(rows: Sequence[Any]) -> list[Any]:
 
 
 def our_examples(work: Work) -> Any:
-    data = load_dataset(work.ours, work.tokenizer, cutoff_length=CUTOFF, template="plain")
+    data = load_dataset(work.ours, work.tokenizer, Reading(cutoff_length=CUTOFF, template="plain"))
     assert len(data.examples) == work.rows
     return data
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from loralab import LoraConfig, get_peft_model
-from loralab.data.dataset import load_dataset
+from loralab.data.dataset import Reading, load_dataset
 from loralab.data.types import Example
 from loralab.models import BaseModel, load_tokenizer
 from loralab.training.prepare import causal_lm
@@ -63,7 +63,7 @@ def e2e_lengths(count: int) -> list[tuple[int, int]]:
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizers" / "gpt2")
     tokenizer.pad_token = tokenizer.eos_token
     path = folder / "data" / "e2e" / "train_2k.jsonl"
-    examples = load_dataset(path, tokenizer, cutoff_length=512, template="plain").examples[:count]
+    examples = load_dataset(path, tokenizer, Reading(cutoff_length=512, template="plain")).examples[:count]
     return [(len(example.ids) - example.trained, example.trained) for example in examples]
 
 

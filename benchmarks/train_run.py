@@ -22,7 +22,7 @@ from typing import Any
 
 from measure import arguments, report
 
-from loralab.data.dataset import load_dataset
+from loralab.data.dataset import Reading, load_dataset
 from loralab.data.sources import read_rows
 from loralab.models.demo import BASE
 from loralab.models.load import load_tokenizer
@@ -82,9 +82,9 @@ def prepare(task: Task, model: str, folder: Path) -> dict[str, Any]:
     ):
         path = (assets() or Path()) / "data" / path
         rows = dict(read_rows(path))
-        examples = load_dataset(path, tokenizer, cutoff_length=task.cutoff, template=task.template).examples[
-            chosen
-        ]
+        examples = load_dataset(
+            path, tokenizer, Reading(cutoff_length=task.cutoff, template=task.template)
+        ).examples[chosen]
         write_rows(folder / f"{name}.jsonl", [rows[example.source] for example in examples])
         tokens = tokens or [len(example.ids) for example in examples]
     mean = sum(tokens) / len(tokens)

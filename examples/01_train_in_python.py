@@ -10,7 +10,7 @@ from pathlib import Path
 from loralab.serving.generate import Sampling, stream
 from loralab.training.config import RunConfig
 from loralab.training.events import Evaluated, Finished, Stepped
-from loralab.training.run import start
+from loralab.training.starting import start
 
 ANSWERS = {
     "What colour is the grass?": "Woof! The grass is green. Throw the ball!",

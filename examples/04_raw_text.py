@@ -10,7 +10,7 @@ from loralab.data.preview import preview
 from loralab.serving.generate import Sampling, stream
 from loralab.training.config import RunConfig
 from loralab.training.events import Finished
-from loralab.training.run import start
+from loralab.training.starting import start
 
 STORY = """\
 Once upon a time, there was a small boat named Pip. Pip lived on a lake near the forest.

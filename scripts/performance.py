@@ -98,6 +98,15 @@ def error(row: dict[str, Any]) -> str:
     return f" (error {row['error']:.3g})" if "error" in row else ""
 
 
+def planning(values: dict[str, Any]) -> Lines:
+    lines = heading(["case", "time", "forecast", "off", "peak memory", "forecast", "off"])
+    for case, row in values["tables"]["forecast"].items():
+        times = [duration(row["seconds"]), duration(row["seconds forecast"]), f"{row['seconds off']:+.0%}"]
+        peaks = [f"{row['peak']:.0f} MiB", f"{row['peak forecast']:.0f} MiB", f"{row['peak off']:+.0%}"]
+        lines.append(line([case, *times, *peaks]))
+    return lines
+
+
 def duration(seconds: float) -> str:
     if seconds >= 1:
         return f"{seconds:.2f} s"
@@ -136,6 +145,13 @@ The most that was resident above the weights in three training steps, each conte
 `of PEFT's` is the share of what PEFT takes with dropout 0.05: **below 1 is less**.""",
         memory,
     ),
+    "planning": (
+        "What a plan foretells",
+        """\
+Time and memory that `loralab plan` told after its probe, and what the run took. The time is that of the run
+without loading, the memory the most that the process had resident.""",
+        planning,
+    ),
     "input": ("Reading data", "From a file to batches.", races),
     "many": ("Many adapters at once", "Adapters trained together, and one after another.", races),
     "adapters": ("Adapters on a model", "What is done with adapters beside training, against PEFT.", races),
@@ -156,6 +172,8 @@ def newest() -> dict[str, list[dict[str, Any]]]:
     results: dict[str, list[dict[str, Any]]] = {}
     for (question, _), path in sorted(found.items()):
         name, _, part = question.partition("-")
+        if name == "quality":
+            continue  # it has a page of its own
         if name not in QUESTIONS:
             raise SystemExit(f"{path.name}: {name!r} has no section in scripts/performance.py")
         values = json.loads(path.read_text(encoding="utf8"))

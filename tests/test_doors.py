@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -17,11 +18,18 @@ from torch import nn
 
 from loralab.core import inits, layers
 from loralab.core.config import LoraConfig
+from loralab.core.registry import Registry
 from loralab.core.svd import exact_svd
-from loralab.data import formats
-from loralab.data.templates import TEMPLATES
+from loralab.data import checks as data_checks
+from loralab.data import formats, sources
+from loralab.data.findings import Code
+from loralab.data.templates import TEMPLATES, Template
 from loralab.data.types import Chat, Text
 from loralab.errors import ConfigError, DataError
+from loralab.training import checks as setting_checks
+from loralab.training import optimizers, reporters
+from loralab.training.config import RunConfig
+from loralab.training.evaluation import metrics
 
 SOURCE = Path(__file__).parents[1] / "src"
 PACKAGE = SOURCE / "loralab"
@@ -54,6 +62,12 @@ def python(code: str, folder: Path) -> str:
         ("core/inits", inits.REGISTRY.names, inits.REGISTRY.get),
         ("core/layers", layers.REGISTRY.names, layers.REGISTRY.get),
         ("data/formats", formats.names(), formats.get),
+        ("data/sources", sources.names(), sources.get),
+        ("data/checks", data_checks.REGISTRY.names, data_checks.REGISTRY.get),
+        ("training/checks", setting_checks.REGISTRY.names, setting_checks.REGISTRY.get),
+        ("training/optimizers", optimizers.REGISTRY.names, optimizers.REGISTRY.get),
+        ("training/reporters", reporters.REGISTRY.names, reporters.REGISTRY.get),
+        ("training/evaluation/metrics", metrics.REGISTRY.names, metrics.REGISTRY.get),
     ],
 )
 def test_every_file_is_found(folder: str, names: list[str], get: Callable[[str], object]) -> None:
@@ -73,6 +87,29 @@ def test_every_file_is_found(folder: str, names: list[str], get: Callable[[str],
         ("core/inits", "gaussian", "from loralab.core.inits import find_init; find_init('added')"),
         ("core/layers", "linear", "from loralab.core.layers import REGISTRY; REGISTRY.get('added')"),
         ("data/formats", "text", "from loralab.data import formats; formats.get('added')"),
+        (
+            "data/templates",
+            "plain",
+            "from loralab.data.templates import TEMPLATES; assert 'added' in TEMPLATES, TEMPLATES",
+        ),
+        ("data/sources", "jsonl", "from loralab.data import sources; sources.get('added')"),
+        ("data/checks", "size", "from loralab.data.checks import REGISTRY; REGISTRY.get('added')"),
+        ("training/checks", "length", "from loralab.training.checks import REGISTRY; REGISTRY.get('added')"),
+        (
+            "training/optimizers",
+            "sgd",
+            "from loralab.training.optimizers import REGISTRY; REGISTRY.get('added')",
+        ),
+        (
+            "training/reporters",
+            "csv",
+            "from loralab.training.reporters import check_reporters; check_reporters('added')",
+        ),
+        (
+            "training/evaluation/metrics",
+            "exact",
+            "from loralab.training.evaluation.metrics import load_metrics; load_metrics(['added'])",
+        ),
     ],
 )
 def test_a_new_file_is_an_entry(tmp_path: Path, folder: str, model: str, ask: str) -> None:
@@ -182,6 +219,102 @@ def test_a_base_layer_belongs_to_one_kind(module: nn.Module) -> None:
     assert wrapped.base_layer is module
 
 
+@pytest.mark.parametrize("name", files("data/templates"))
+def test_a_template_is_found_by_its_file(name: str) -> None:
+    assert name.replace("_", "-") in TEMPLATES
+    module = importlib.import_module(f"loralab.data.templates.{name}")
+    assert module.__doc__
+    assert issubclass(module.Layout, Template)
+    assert not inspect.isabstract(module.Layout)
+
+
+@pytest.mark.parametrize("name", files("data/sources"))
+def test_a_kind_of_data_takes_what_is_its_own(name: str, tmp_path: Path) -> None:
+    kind = sources.get(name)
+    assert kind.what
+    assert list(inspect.signature(kind.read).parameters) == ["path", "name"]
+    assert not kind.takes(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    assert not kind.takes(tmp_path / "empty")
+    for suffix in kind.suffixes:
+        path = tmp_path / f"rows{suffix}"
+        path.touch()
+        takers = [other for other in sources.names() if sources.get(other).takes(path)]
+        assert takers == [name]
+        assert (kind.files(path), kind.unread(path)) == ([path], [])
+        with pytest.raises(DataError) as caught:
+            list(kind.read(path, path.name))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("door", "name"),
+    [
+        (door, name)
+        for door in (data_checks.REGISTRY, setting_checks.REGISTRY)
+        for name in files(door.package.removeprefix("loralab.").replace(".", "/"))
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.package,
+)
+def test_a_check_says_what_it_can_find(door: Registry, name: str) -> None:
+    entry = door.get(name)
+    assert entry.CODES
+    assert all(isinstance(code, Code) for code in entry.CODES)
+    assert list(inspect.signature(entry.check).parameters) == ["given"]
+
+
+def test_the_settings_know_every_optimizer() -> None:
+    known = get_args(RunConfig.model_fields["optimizer"].annotation)
+    assert sorted(name.replace("-", "_") for name in known) == files("training/optimizers")
+
+
+@pytest.mark.parametrize("name", files("training/optimizers"))
+def test_an_optimizer_moves_a_matrix_by_its_rate(name: str) -> None:
+    entry = optimizers.REGISTRY.get(name)
+    assert entry.STATES >= 0
+    matrix_OI = nn.Parameter(torch.linspace(-1, 1, 64 * 64).view(64, 64))
+    before_OI = matrix_OI.detach().clone()
+    group = {"params": [matrix_OI], "lr_scale": 2.0, "weight_decay": 0.0, "lr": 0.0}
+    optimizer = entry.make([group], RunConfig())
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    optimizers.set_rate(optimizer, 0.0)
+    assert optimizer.param_groups[0]["lr_scale"] == 2.0
+    for rate in (0.0, 1e-2):
+        optimizers.set_rate(optimizer, rate)
+        matrix_OI.grad = before_OI.sin()
+        optimizer.step()
+        assert torch.equal(matrix_OI, before_OI) is (rate == 0.0)
+
+
+@pytest.mark.parametrize("name", files("training/reporters"))
+def test_a_reporter_opens_takes_in_and_closes(name: str) -> None:
+    entry = reporters.REGISTRY.get(name)
+    assert isinstance(entry.NEEDS, str)
+    methods = {"__init__": ["folder", "config"], "add": ["event"], "close": []}
+    for method, wanted in methods.items():
+        assert list(inspect.signature(getattr(entry.Reporter, method)).parameters)[1:] == wanted
+
+
+def test_a_reporter_is_asked_without_its_package() -> None:
+    asked = "; ".join(f"REGISTRY.get({name!r})" for name in files("training/reporters"))
+    python(
+        f"import sys; from loralab.training.reporters import REGISTRY; {asked}\n"
+        "assert not {'tensorboard', 'wandb', 'trackio'} & set(sys.modules)",
+        SOURCE,
+    )
+
+
+@pytest.mark.parametrize("name", files("training/evaluation/metrics"))
+def test_a_metric_prefers_right_answers(name: str) -> None:
+    entry = metrics.REGISTRY.get(name)
+    assert not entry.PACKAGE or find_spec(entry.PACKAGE)
+    right = ["A cow eats grass in the field.", "The sky is blue, and so is the sea."]
+    best = entry.score(right, [[text] for text in right])
+    worst = entry.score(["No.", "Never."], [[text] for text in right])
+    assert best.keys() == worst.keys() != set()
+    assert all(best[column] > worst[column] >= 0 for column in best)
+
+
 @pytest.mark.parametrize("name", files("data/formats"))
 def test_a_format_is_detected_by_its_columns(name: str) -> None:
     entry = formats.get(name)
@@ -206,6 +339,7 @@ def test_a_format_reads_text_or_a_chat(name: str) -> None:
     turns = {
         "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}],
         "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}],
+        "chosen": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}],
     }
     entry = formats.get(name)
     row = {column: turns.get(column, "ho") for column in entry.columns}

@@ -66,11 +66,12 @@ def append_line(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path`, replacing what was there, if the block succeeds.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; `path` is as it was.
+        FileExistsError: `path` is there, and not to be replaced.
     """
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +83,9 @@ def new_folder(path: Path) -> Iterator[Path]:
                 # Some libraries write files that only their owner may read.
                 file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
                 _flush(file)
-            if path.exists():
+            if not replace:
+                _put_in_place(temporary, path)
+            elif path.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
                 os.replace(path, old / path.name)
                 os.replace(temporary, path)
@@ -92,6 +95,16 @@ def new_folder(path: Path) -> Iterator[Path]:
             _flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a folder in one step with the check that there is nothing in the new place."""
+    try:
+        os.rename(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise FileExistsError(f"{path} is there already") from None
 
 
 @contextlib.contextmanager

@@ -106,7 +106,7 @@ CASES = {
     "data a folder": Case(f"{TRAIN} --data runs", "runs: this is a folder; name a file in it"),
     "data of an unknown kind": Case(
         f"{TRAIN} --data bad.xlsx",
-        r"bad\.xlsx: files that end in '\.xlsx' cannot be read; convert it to \.txt, \.json",
+        r"bad\.xlsx: files that end in '\.xlsx' cannot be read; convert it to \.csv, .*\.json",
         write("bad.xlsx", GOOD),
     ),
     "malformed JSON": Case(
@@ -213,7 +213,7 @@ CASES = {
     "cutoff beyond the positions, data": Case(
         f"data train.jsonl {MODEL} --cutoff-length 500", "cutoff_length is 500, but tiny has 128 positions"
     ),
-    "cutoff 0, data": Case(f"data train.jsonl {MODEL} --cutoff-length 0", "cutoff_length must be at least 2"),
+    "cutoff 0, data": Case(f"data train.jsonl {MODEL} --cutoff-length 0", "cutoff_length.*equal to 2"),
     "show negative": Case(f"data train.jsonl {MODEL} --show=-1", "show is -1; expected 0 or more"),
     "targets match nothing": Case(
         f"{TRAIN} --data train.jsonl --target-modules q_prj",
@@ -227,7 +227,9 @@ CASES = {
     "targets no regex": Case(
         f"{TRAIN} --data train.jsonl --target-modules (q", r"'\(q' is not a regular expression"
     ),
-    "scheduler": Case(f"{TRAIN} --data train.jsonl --lr-scheduler cosin", "'linear', 'cosine' or 'constant'"),
+    "scheduler": Case(
+        f"{TRAIN} --data train.jsonl --lr-scheduler cosin", "'linear', 'cosine', 'constant', .* or 'wsd'"
+    ),
     "dtype": Case(f"{TRAIN} --data train.jsonl --dtype int8", "dtype is 'int8': .*'bfloat16'"),
     "dtype, eval": Case(f"{EVAL} --dtype int8", "dtype is 'int8'"),
     "dtype, merge": Case(
@@ -240,7 +242,7 @@ CASES = {
         f"{TRAIN} --data train.jsonl --template alpacca", "unknown template.*Did you mean 'alpaca'"
     ),
     "seed too large": Case(f"{TRAIN} --data train.jsonl --seed {2**70}", "seed is .*less than 4294967296"),
-    "micro-batch 0, eval": Case(f"{EVAL} --micro-batch-size 0", "micro_batch_size is 0"),
+    "micro-batch 0, eval": Case(f"{EVAL} --micro-batch-size 0", "micro_batch_size is '0'"),
     # names
     "run exists": Case(
         f"{TRAIN} --data train.jsonl --name poet",
@@ -517,6 +519,7 @@ def test_resuming_from_a_truncated_checkpoint(bench, loralab):
 def test_a_pickle_is_read_when_asked_for(bench, loralab, arguments):
     (base if "--model bad" in arguments else adapter)(pickle)()
     plain = EVAL if "--model bad" in arguments else EVAL + " --adapter poet"
-    found, expected = (loralab(*words.split(), "--json") for words in (arguments, plain))
+    found, expected = (loralab(*words.split(), "--again", "--json") for words in (arguments, plain))
     assert (found.code, found.err) == (0, "")
-    assert found.json == expected.json
+    losses, wanted = ([row["loss"] for row in result.json["rows"]] for result in (found, expected))
+    assert losses == wanted

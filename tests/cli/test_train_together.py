@@ -97,7 +97,7 @@ def test_a_run_that_fails_is_told_at_once_and_at_the_end(files, loralab):
 
 
 def test_ctrl_c_saves_all_and_each_goes_on_alone(files, loralab):
-    arguments = ["train", *files, "--max-steps", "3000", "--save-steps", "3000", "--eval-steps", "3000"]
+    arguments = ["train", *files, "--max-steps", "400", "--save-steps", "400", "--eval-steps", "400"]
     Path("a.toml").write_text(Path("a.toml").read_text() + 'eval_data = "eval.jsonl"\n')
     with subprocess.Popen(
         [sys.executable, "-m", "loralab.cli", *arguments], stdout=subprocess.PIPE, text=True, env=os.environ
@@ -105,7 +105,7 @@ def test_ctrl_c_saves_all_and_each_goes_on_alone(files, loralab):
         assert process.stdout
         before = "".join(iter(process.stdout.readline, "\n"))
         assert "run: runs/a" in before
-        while not process.stdout.readline().startswith("a: step 150/3000"):
+        while not process.stdout.readline().startswith("a: step 20/400"):
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         after = process.stdout.read()
@@ -116,8 +116,6 @@ def test_ctrl_c_saves_all_and_each_goes_on_alone(files, loralab):
         run = RunFolder(Path("runs") / name)
         step = run.state().step
         assert (run.state().state, run.checkpoint(step).is_dir()) == ("interrupted", True)
-        settings = run.path / "config.toml"
-        settings.write_text(settings.read_text().replace("max_steps = 3000", f"max_steps = {step + 2}"))
         result = loralab("resume", name, "--plain")
         assert result.code == 0
         assert f"going on from step {step}\n" in result.out

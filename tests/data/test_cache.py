@@ -9,14 +9,17 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from loralab.data import dataset
-from loralab.data.cache import Entry, code_digest, entry_path, read_entry, write_entry
-from loralab.data.dataset import Dataset, load_dataset
+from loralab.data import dataset, examples, mixture
+from loralab.data.cache import Entry, Filled, code_digest, entry_path, read_entry, write_entry
+from loralab.data.dataset import Dataset, Reading, load_dataset, load_split
+from loralab.data.examples import Builder
+from loralab.data.making import Making
 from loralab.errors import ConfigError, DataError
 
 LOAD = """
@@ -30,6 +33,23 @@ print("ready", flush=True)
 sys.stdin.readline()
 data = load_dataset(Path(sys.argv[1]), tokenizer)
 print(data.cached, hash(tuple(data.examples)))
+"""
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from transformers import PreTrainedTokenizerFast
+from loralab.data.dataset import load_dataset
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+tokenizer = PreTrainedTokenizerFast.from_pretrained(sys.argv[2])
+Path("/proc/self/clear_refs").write_text("5")  # from here on
+before = peak()
+data = load_dataset(Path(sys.argv[1]), tokenizer)
+print(len(data.examples), peak() - before)
 """
 
 
@@ -62,9 +82,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     calls: list[Path] = []
     make = dataset._make
 
-    def counted(path: Path, *rest: object) -> Dataset:
-        calls.append(path)
-        return make(path, *rest)  # type: ignore[arg-type]
+    def counted(making: Making, builder: Builder) -> dict[str, Any]:
+        calls.extend(source.path for source in making.sources)
+        return make(making, builder)
 
     monkeypatch.setattr(dataset, "_make", counted)
     return calls
@@ -91,12 +111,12 @@ def test_a_second_run_gets_the_same_without_making_it(
     made: list[Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first, second = (load_dataset(rows, chatml, cutoff_length=128) for _ in range(2))
+    first, second = (load_dataset(rows, chatml, Reading(cutoff_length=128)) for _ in range(2))
     assert made == [rows]
     assert (first.cached, second.cached) == (True, True)
     assert len(first.rejected) == 2
     monkeypatch.setenv("LORALAB_CACHE_GB", "0")
-    plain = load_dataset(rows, chatml, cutoff_length=128)
+    plain = load_dataset(rows, chatml, Reading(cutoff_length=128))
     assert made == [rows, rows]
     assert not plain.cached
     assert_same(first, plain)
@@ -118,7 +138,9 @@ def test_documents_are_kept_as_they_were_cut(
 ) -> None:
     path = tmp_path / "tale.txt"
     path.write_text("once upon a time\n" * 50)
-    first, second = (load_dataset(path, chatml, cutoff_length=32, overlap_length=4) for _ in range(2))
+    first, second = (
+        load_dataset(path, chatml, Reading(cutoff_length=32, overlap_length=4)) for _ in range(2)
+    )
     assert len(made) == 1
     assert first.examples[1].source.startswith("tale.txt:1, tokens ")
     assert_same(first, second)
@@ -159,9 +181,12 @@ def _other_chat_template(path: Path, tokenizer: PreTrainedTokenizerFast) -> Data
         _other_token,
         _other_end,
         _other_chat_template,
-        lambda path, tokenizer: load_dataset(path, tokenizer, cutoff_length=300),
-        lambda path, tokenizer: load_dataset(path, tokenizer, format="completion"),
-        lambda path, tokenizer: load_dataset(path, tokenizer, template="plain"),
+        lambda path, tokenizer: load_dataset(path, tokenizer, Reading(cutoff_length=300)),
+        lambda path, tokenizer: load_dataset(path, tokenizer, Reading(format="completion")),
+        lambda path, tokenizer: load_dataset(path, tokenizer, Reading(template="plain")),
+        lambda path, tokenizer: load_dataset(path, tokenizer, Reading(too_long="cut")),
+        lambda path, tokenizer: load_dataset(f"{path}*2", tokenizer),
+        lambda path, tokenizer: load_dataset(f"{path}#3", tokenizer),
     ],
 )
 def test_whatever_changes_makes_another_entry(
@@ -175,6 +200,97 @@ def test_whatever_changes_makes_another_entry(
     again = load(rows, chatml)
     assert len(made) == len(entries(cache)) == 2
     assert again.cached
+
+
+def test_either_side_of_a_split_has_its_entry(
+    chatml: PreTrainedTokenizerFast, rows: Path, cache: Path, made: list[Path]
+) -> None:
+    lines = [json.dumps({"prompt": f"once {n}", "completion": "upon"}) for n in range(40)]
+    rows.write_text("\n".join(lines))
+    first = load_split(rows, chatml, Reading(eval_split=0.2))
+    second = load_split(rows, chatml, Reading(eval_split=0.2))
+    assert len(made) == len(entries(cache)) == 2
+    for one, other in zip(first, second, strict=True):
+        assert other.cached
+        assert_same(one, other)
+    load_split(rows, chatml, Reading(eval_split=0.3))
+    load_dataset(rows, chatml)
+    assert len(entries(cache)) == 5
+
+
+def test_a_file_is_hashed_once(
+    chatml: PreTrainedTokenizerFast, rows: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    hash_file = mixture._hash
+
+    def counted(file: Path) -> str:
+        hashed.append(file)
+        return hash_file(file)
+
+    monkeypatch.setattr(mixture, "_hash", counted)
+    for _ in range(2):
+        load_dataset(rows, chatml)
+    assert hashed == [rows, rows]
+
+
+def test_a_file_that_is_written_to_meanwhile_is_not_kept(
+    chatml: PreTrainedTokenizerFast, rows: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = dataset._make
+
+    def disturbed(making: Making, builder: Builder) -> dict[str, Any]:
+        facts = make(making, builder)
+        rows.write_bytes(rows.read_bytes() + b"\n")
+        return facts
+
+    monkeypatch.setattr(dataset, "_make", disturbed)
+    data = load_dataset(rows, chatml)
+    assert not data.cached
+    assert len(data.examples) == 3
+    assert entries(cache) == []
+
+
+def test_what_exceeds_the_cache_goes_on_in_memory(
+    chatml: PreTrainedTokenizerFast, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples, "_PART", 1000)
+    path = tmp_path / "train.jsonl"
+    lines = [json.dumps({"prompt": f"once {n}", "completion": "upon a time"}) for n in range(3000)]
+    path.write_text("\n".join(lines))
+    whole = load_dataset(path, chatml)
+    assert whole.cached
+    monkeypatch.setenv("LORALAB_CACHE_GB", "1e-4")  # less than half of it
+    data = load_dataset(path, chatml, Reading(cutoff_length=511))
+    assert not data.cached
+    assert [e.ids for e in data.examples] == [e.ids for e in whole.examples]
+    assert list((cache / "examples").glob(".*")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell the peak")
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_data_larger_than_memory_may_grow(chatml: PreTrainedTokenizerFast, tmp_path: Path, kind: str) -> None:
+    chatml.save_pretrained(tmp_path / "tokenizer")
+    answer = "upon a time the user asked the assistant " * 24
+    path = tmp_path / f"train.{kind}"
+    growth = []
+    for count in (2_000, 60_000):
+        with path.open("w") as stream:
+            stream.write("prompt,completion\n" if kind == "csv" else "")
+            for number in range(count):
+                row = {"prompt": f"once {number}", "completion": answer}
+                stream.write(f"{','.join(row.values())}\n" if kind == "csv" else f"{json.dumps(row)}\n")
+        command = [sys.executable, "-c", PEAK, str(path), str(tmp_path / "tokenizer")]
+        environment = {**os.environ, "LORALAB_CACHE": str(tmp_path / "cache")}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr
+        examples_made, megabytes = done.stdout.split()
+        assert int(examples_made) == count
+        growth.append(float(megabytes))
+    assert path.stat().st_size > 58e6
+    # All rows as Python objects would take hundreds of megabytes, and their tokens as many again.
+    assert growth[1] < growth[0] + 40, growth
 
 
 def test_padding_a_text_changes_no_key(chatml: PreTrainedTokenizerFast, rows: Path, cache: Path) -> None:
@@ -329,9 +445,18 @@ def itself(entry: Entry) -> Entry:
     return entry
 
 
+def zeros(count: int) -> Callable[[Path], Filled]:
+    """Fill an entry with so many zeros."""
+
+    def fill(folder: Path) -> Filled:
+        (folder / "ids").write_bytes(bytes(4 * count))
+        return Filled({"ids": ("int32", count)}, {"a": 1})
+
+    return fill
+
+
 def test_the_longest_unused_go_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORALAB_CACHE_GB", "1e-5")  # 10,000 bytes
-    entry = Entry({"ids": np.zeros(900, "int32")}, {"a": 1})
     paths = [cache / "examples" / (digit * 64) for digit in "123"]
     stranger = cache / "examples" / "notes"
     stranger.mkdir(parents=True)
@@ -339,7 +464,7 @@ def test_the_longest_unused_go_first(cache: Path, monkeypatch: pytest.MonkeyPatc
     abandoned.mkdir()
     os.utime(abandoned, (0, 0))
     for path in paths[:2]:
-        assert write_entry(path, entry, itself)
+        assert write_entry(path, zeros(900), itself)
     now = time.time()
     os.utime(paths[0], (now - 20, now - 20))
     os.utime(paths[1], (now - 10, now - 10))
@@ -347,10 +472,10 @@ def test_the_longest_unused_go_first(cache: Path, monkeypatch: pytest.MonkeyPatc
     assert found is not None
     assert found.arrays["ids"].tolist() == [0] * 900
     assert found.facts == {"a": 1}
-    assert write_entry(paths[2], entry, itself)
+    assert write_entry(paths[2], zeros(900), itself)
     assert entries(cache) == sorted([paths[0], paths[2], stranger])
     assert found.arrays["ids"].sum() == 0
-    assert write_entry(paths[1], Entry({"ids": np.zeros(9000, "int32")}, {}), itself) is None
+    assert write_entry(paths[1], zeros(9000), itself) is None
     assert entries(cache) == sorted([paths[0], paths[2], stranger])
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from loralab.data.chunk import check_lengths, chunk, newline_ids
+from loralab.data.chunk import Passage, check_lengths, chunk, newline_ids, passages
 from loralab.data.encode import encode_text
 from loralab.data.types import Example, Text
 from loralab.errors import ConfigError
@@ -20,18 +20,21 @@ def document(total: int, newlines: set[int]) -> Example:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[Example, int, int]:
+def cases(draw: st.DrawFn) -> tuple[Example, int, int, int | None]:
     cutoff = draw(st.integers(2, 64))
+    favor = draw(st.none() | st.integers(0, cutoff - 1))
     total = draw(st.integers(1, 300))
     newlines = draw(st.sets(st.integers(0, 299), max_size=60))
-    return document(total, newlines), cutoff, draw(st.integers(0, cutoff - 1))
+    return document(total, newlines), cutoff, draw(st.integers(0, cutoff - 1)), favor
 
 
 @settings(deadline=None)
 @given(cases())
-def test_every_token_is_learned_once_with_the_right_context(case: tuple[Example, int, int]) -> None:
-    whole, cutoff, overlap = case
-    blocks = chunk(whole, {NEWLINE}, cutoff_length=cutoff, overlap_length=overlap)
+def test_every_token_is_learned_once_with_the_right_context(
+    case: tuple[Example, int, int, int | None],
+) -> None:
+    whole, cutoff, overlap, favor = case
+    blocks = chunk(whole, {NEWLINE}, cutoff_length=cutoff, overlap_length=overlap, newline_favor_length=favor)
     shared = max(overlap, 1)
     learned: list[int] = [0] * len(whole.ids)
     start = 0
@@ -47,7 +50,7 @@ def test_every_token_is_learned_once_with_the_right_context(case: tuple[Example,
         last = number == len(blocks) - 1
         if not last and len(block.ids) < cutoff:
             assert block.ids[-1] == NEWLINE
-            assert cutoff - len(block.ids) < cutoff // 8
+            assert cutoff - len(block.ids) <= (cutoff // 8 if favor is None else favor)
         if not last:
             start = end - shared
     assert end == len(whole.ids)
@@ -62,6 +65,57 @@ def test_a_block_ends_at_the_last_line_break_of_its_last_eighth() -> None:
         "tale.txt:1, tokens 14-29",
         "tale.txt:1, tokens 28-40",
     ]
+
+
+def test_how_early_a_block_may_end_can_be_said() -> None:
+    whole = document(20, {3, 9})
+    for favor, first in ((0, 16), (5, 16), (6, 10), (12, 10), (None, 16)):
+        blocks = chunk(whole, {NEWLINE}, cutoff_length=16, newline_favor_length=favor)
+        assert len(blocks[0].ids) == first
+    for favor in (-1, 16):
+        with pytest.raises(ConfigError, match="newline_favor_length"):
+            check_lengths(16, 0, favor)
+
+
+def test_a_text_is_one_passage_as_it_stands() -> None:
+    assert passages("\n\nOnce\n", "", 0) == ([Passage("\n\nOnce\n", 1)], 0)
+    assert passages("", "", 0) == ([Passage("", 1)], 0)
+
+
+def test_a_hard_cut_makes_passages_with_their_lines() -> None:
+    text = "One\ntwo\n***\n\n  Three\n***\n \n***\nfour"
+    expected = ([Passage("One\ntwo", 1), Passage("  Three", 5), Passage("four", 9)], 0)
+    assert passages(text, "***") == expected
+    lines = text.split("\n")
+    for passage in expected[0]:
+        assert lines[passage.line - 1] == passage.text.split("\n")[0]
+
+
+def test_escapes_are_read_as_they_are_typed() -> None:
+    text = "a\n\n\nb\tc\\d"
+    assert [p.text for p in passages(text, r"\n\n\n")[0]] == ["a", "b\tc\\d"]
+    assert passages(text, r"\n\n\n") == passages(text, "\n\n\n")
+    assert [p.text for p in passages(text, r"\t")[0]] == ["a\n\n\nb", "c\\d"]
+    assert [p.text for p in passages(text, r"\\")[0]] == ["a\n\n\nb\tc", "d"]
+
+
+def test_short_passages_are_counted() -> None:
+    text = "long enough\n---\n  ab  \n---\n\n---\nabc"
+    assert passages(text, "---", 3) == ([Passage("long enough", 1), Passage("abc", 7)], 1)
+    assert passages("ab\n", "", 3) == ([], 1)
+    assert passages("abc\n", "", 3) == ([Passage("abc", 1)], 0)
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="ab \n*", max_size=60), st.integers(0, 4))
+def test_nothing_but_cuts_and_blanks_is_lost(text: str, least: int) -> None:
+    kept, left_out = passages(text, "**", least)
+    pieces = [piece.strip("\n") for piece in text.split("**") if piece.strip()]
+    assert len(kept) + left_out == (len(pieces) or 0)
+    assert [p.text for p in kept] == [piece for piece in pieces if len(piece.strip()) >= max(least, 1)]
+    for passage in kept:
+        line = text.split("\n")[passage.line - 1]
+        assert passage.text.split("\n")[0] in line
 
 
 def test_a_short_document_is_left_as_it_is() -> None:

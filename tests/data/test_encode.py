@@ -8,12 +8,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from loralab.data.encode import encode_chat, encode_chats, encode_prompt, encode_text, stop_ids
-from loralab.data.templates import choose_template
+from loralab.data.encode import (
+    encode_chat,
+    encode_chats,
+    encode_prompt,
+    encode_text,
+    encode_texts,
+    end_id,
+    stop_ids,
+)
+from loralab.data.templates import choose_template, names
 from loralab.data.types import Chat, Example, Message, Text
 from loralab.errors import ConfigError, DataError
 
-TEMPLATES = ["plain", "alpaca", "chatml", "vicuna", "tokenizer"]
+TEMPLATES = [*names(), "tokenizer"]
+LEADS = {"vicuna": " ", "mistral": " "}
+STRIPS = ("gemma", "llama-3", "mistral")
 
 awkward = st.text(alphabet="ab \n.é猫<", max_size=12)
 answers = awkward.filter(lambda text: bool(text.strip()))
@@ -37,7 +47,7 @@ def named(tokenizer: PreTrainedTokenizerFast, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=turns)
 def test_ids_before_an_answer_are_those_of_the_prompt(
     tokenizer: PreTrainedTokenizerFast, name: str, pairs: list[tuple[str, str]]
@@ -65,7 +75,8 @@ def test_what_is_trained_is_the_answer_and_its_end(
 ) -> None:
     template = choose_template(tokenizer, "plain", named(tokenizer, name))
     example = encode_chat(converse([("Hi", answer), ("Sure?", answer)]), template, tokenizer)
-    lead = " " if template.name == "vicuna" else ""
+    lead = LEADS.get(name, "")
+    answer = answer.strip() if name in STRIPS else answer
     starts = answer_starts(example)
     assert len(starts) == 2
     for start in starts:
@@ -192,6 +203,62 @@ def test_errors_name_the_row(chatml: PreTrainedTokenizerFast) -> None:
         encode_chat(Chat((Message("assistant", "Yes"),)), template, chatml, "a.jsonl:3")
     with pytest.raises(ConfigError, match="messages need a template"):
         encode_prompt([Message("user", "Hi")], None, chatml)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_of_the_last_answer_alone_the_rest_is_as_it_was(
+    tokenizer: PreTrainedTokenizerFast, name: str
+) -> None:
+    template = choose_template(tokenizer, "plain", named(tokenizer, name))
+    chat = converse([("Hi", "\nYes"), ("Sure?", "No é"), ("So?", "\n\nWell")])
+    every = encode_chat(chat, template, tokenizer)
+    last = encode_chats([chat], template, tokenizer, [""], last_only=True)[0]
+    assert last.ids == every.ids
+    start = answer_starts(every)[-1]
+    assert answer_starts(last) == [start]
+    assert last.weights == (0.0,) * start + every.weights[start:]
+    assert list(last.ids[:start]) == encode_prompt(chat.messages[:-1], template, tokenizer)
+
+
+def test_a_last_answer_that_is_blank_trains_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
+    template = choose_template(tokenizer, "plain", "chatml")
+    chat = converse([("Hi", "Yes"), ("Sure?", " ")])
+    assert encode_chat(chat, template, tokenizer).trained
+    assert not encode_chats([chat], template, tokenizer, [""], last_only=True)[0].trained
+
+
+def test_a_document_without_opening_or_end(stories: PreTrainedTokenizerFast) -> None:
+    def ids(add_bos: bool, add_eos: bool) -> list[int]:
+        return list(encode_texts([Text("Once upon")], stories, [""], add_bos=add_bos, add_eos=add_eos)[0].ids)
+
+    whole = ids(True, True)
+    assert [whole[0], whole[-1]] == [stories.bos_token_id, stories.eos_token_id]
+    assert ids(False, True) == whole[1:]
+    assert ids(True, False) == whole[:-1]
+    assert ids(False, False) == whole[1:-1]
+    example = encode_texts([Text("Once upon")], stories, [""], add_bos=False)[0]
+    assert example.weights == (0.0,) + (1.0,) * (len(whole) - 2)
+
+
+def test_an_opening_or_end_that_is_not_there_cannot_be_left_out(gpt2: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ConfigError, match="add_bos false has no effect: this tokenizer has no such token"):
+        encode_texts([Text("Once")], gpt2, [""], add_bos=False)
+    endless = deepcopy(gpt2)
+    endless.eos_token = None
+    with pytest.raises(ConfigError, match="add_eos false has no effect"):
+        encode_texts([Text("Once")], endless, [""], add_eos=False)
+
+
+def test_the_end_of_an_answer_is_a_token_or_none(
+    chatml: PreTrainedTokenizerFast, gpt2: PreTrainedTokenizerFast
+) -> None:
+    assert end_id(choose_template(chatml, "plain", "chatml"), chatml) == chatml.eos_token_id
+    assert end_id(choose_template(gpt2, "plain", "gemma"), gpt2) == gpt2.eos_token_id
+    spelled = deepcopy(gpt2)
+    spelled.chat_template = "{% for m in messages %}{{ m.content }}<end>{% endfor %}"
+    template = choose_template(spelled, "plain")
+    assert end_id(template, spelled) is None
+    assert stop_ids(template, spelled) == [spelled.eos_token_id]
 
 
 def test_the_source_is_no_part_of_what_an_example_is(chatml: PreTrainedTokenizerFast) -> None:

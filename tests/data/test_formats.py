@@ -1,11 +1,15 @@
 """The door of the formats: every entry keeps its contract, and a row is taken for what it is."""
 
+import json
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from loralab.data import formats
 from loralab.data.fields import Row
 from loralab.data.templates import TEMPLATES
-from loralab.data.types import Chat, Message, Text
+from loralab.data.types import Chat, Message, Text, ToolCall
 from loralab.errors import ConfigError, DataError
 
 USER, ANSWER = Message("user", "Hi"), Message("assistant", "Yes")
@@ -21,7 +25,13 @@ ROWS: dict[str, tuple[Row, Text | Chat]] = {
         {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"}]},
         Chat((USER, ANSWER)),
     ),
+    "question_answer": ({"question": "Hi", "answer": "Yes"}, Chat((USER, ANSWER))),
+    "preference": (
+        {"chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]},
+        Chat((USER, ANSWER)),
+    ),
 }
+SAID, YES = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}
 
 
 def test_every_format_has_a_row_here() -> None:
@@ -113,10 +123,164 @@ def test_sharegpt_knows_its_speakers() -> None:
     ]
 
 
+CALLED = {"id": "c1", "type": "function", "function": {"name": "get", "arguments": '{"town": "Köln"}'}}
+TOOL = {"name": "get", "parameters": {"type": "object"}}
+
+
+def test_calls_tools_and_their_answers_are_read() -> None:
+    said: list[object] = [
+        {"role": "developer", "content": "Be brief.", "name": None, "tool_calls": None},
+        {"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]},
+        {"role": "assistant", "content": None, "tool_calls": [CALLED]},
+        {"role": "tool", "tool_call_id": "c1", "name": "get", "content": "rain"},
+        {"role": "assistant", "content": "Yes", "weight": 1},
+    ]
+    expected = (
+        Message("system", "Be brief."),
+        USER,
+        Message("assistant", "", tool_calls=(ToolCall("get", {"town": "Köln"}, "c1"),)),
+        Message("tool", "rain", tool_call_id="c1", name="get"),
+        ANSWER,
+    )
+    wrapped = {"type": "function", "function": TOOL}
+    parse = formats.get("messages").parse
+    assert parse({"messages": said}, "") == Chat(expected)
+    for tools in ([TOOL], [wrapped], json.dumps([wrapped])):
+        assert parse({"messages": said, "tools": tools}, "") == Chat(expected, (wrapped,))
+    for none in (None, "", [], "[]"):
+        assert parse({"messages": said, "tools": none}, "") == Chat(expected)
+    flat = {"role": "assistant", "content": "", "tool_calls": [{"name": "get", "arguments": None}]}
+    assert parse({"messages": [SAID, flat]}, "").messages[1].tool_calls == (ToolCall("get", {}),)
+
+
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        (3, "'tools' must be a list of functions, found a number"),
+        ("{", "'tools': a string that is no JSON"),
+        ('{"name": "get"}', "'tools' must be a list of functions, found an object"),
+        (["get"], "'tools' entry 1 must be a function with a name"),
+        ([{"name": "get", "description": "\ud800"}], "'tools' entry 1 has half a surrogate pair"),
+        ([{"name": "get", "since": b"1"}], "'tools' entry 1 cannot be written as JSON"),
+        ([{"type": "function", "function": {"parameters": {}}}], "'tools' entry 1 must be a function with"),
+    ],
+)
+def test_bad_tools_are_named(tools: object, message: str) -> None:
+    with pytest.raises(DataError, match=rf"^a\.jsonl:4: {message}"):
+        formats.get("messages").parse({"messages": [SAID, YES], "tools": tools}, "a.jsonl:4")
+
+
+def test_question_and_answer_with_a_context() -> None:
+    row: Row = {"question": "Who?", "context": "Poe wrote.", "answer": "Poe", "system": "Be brief."}
+    assert formats.get("question_answer").parse(row, "") == Chat(
+        (
+            Message("system", "Be brief."),
+            Message("user", "Who?\n\nPoe wrote.", "Poe wrote."),
+            Message("assistant", "Poe"),
+        )
+    )
+    empty = {"question": "Hi", "context": None, "system": "", "answer": "Yes"}
+    assert formats.get("question_answer").parse(empty, "") == Chat((USER, ANSWER))
+
+
+words = st.sampled_from(["system", "user", "human", "gpt", "assistant", "tool", "get", "", "{}", "\ud800"])
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | words,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    *("role", "content", "from", "value", "type", "text", "tool_calls"),
+                    "function",
+                    "name",
+                    "arguments",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("name", formats.names())
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_any_row_is_read_or_refused_in_one_line(name: str, data: st.DataObject) -> None:
+    entry = formats.get(name)
+    row = {column: data.draw(values) for column in (*entry.columns, *entry.optional)}
+    item = outcome(entry, row)
+    if isinstance(item, str):
+        assert item.startswith("a.jsonl:1: ")
+        assert "\n" not in item
+    else:
+        assert isinstance(item, Text) or any(message.role == "assistant" for message in item.messages)
+
+
+def outcome(entry: formats.Format, row: Row) -> Text | Chat | str:
+    """What becomes of a row: an item, or what is said against it."""
+    try:
+        return entry.parse(row, "a.jsonl:1")
+    except DataError as error:
+        return str(error)
+
+
+HUMAN = "\n\nHuman: Hi\n\nAssistant: Yes"
+MORE = "\n\nHuman: Hi\n\nAssistant: Well.\n\nHuman: So?\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    ("row", "roles"),
+    [
+        ({"prompt": "Hi", "chosen": "Yes"}, "ua"),
+        ({"prompt": "Hi", "chosen": [YES]}, "ua"),
+        ({"prompt": "Hi", "chosen": [SAID, YES]}, "ua"),
+        ({"prompt": "Hi", "chosen": [{"role": "system", "content": "S"}, SAID, YES]}, "sua"),
+        ({"prompt": [SAID], "chosen": [YES]}, "ua"),
+        ({"prompt": [SAID], "chosen": [SAID, YES]}, "ua"),
+        ({"prompt": [SAID, YES, SAID], "chosen": [YES]}, "uaua"),
+        ({"prompt": [SAID], "chosen": "Yes"}, "ua"),
+        ({"prompt": None, "chosen": [SAID, YES]}, "ua"),
+        ({"chosen": HUMAN}, "ua"),
+        ({"chosen": MORE + " Yes"}, "uaua"),
+        ({"prompt": MORE, "chosen": " Yes"}, "uaua"),
+        ({"prompt": "Hi", "chosen": "Yes", "system": "S"}, "sua"),
+    ],
+)
+def test_the_chosen_answer_is_learned_in_each_form(row: Row, roles: str) -> None:
+    entry = formats.detect({**row, "rejected": "No", "score": 3}, "a.jsonl:1")
+    assert entry.name == "preference"
+    chat = entry.parse({**row, "rejected": "No"}, "a.jsonl:1")
+    assert "".join(message.role[0] for message in chat.messages) == roles
+    assert chat.messages[-1].content.strip() == "Yes"
+    assert chat.messages[-2].content in ("Hi", "So?")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"chosen": "Yes"}, "'chosen' is a text without a 'prompt'; name the column of the prompt"),
+        ({"chosen": "\n\nHuman: Hi"}, "'chosen' is a text without a 'prompt'"),
+        ({"chosen": [YES]}, "'chosen' begins with the assistant's turn, and there is no 'prompt'"),
+        ({"chosen": [SAID]}, "'chosen' has no assistant turn"),
+        (
+            {"prompt": "Ho", "chosen": [SAID, YES]},
+            "'chosen' begins with a turn of the user.*'Ho' of 'prompt'",
+        ),
+        ({"prompt": 3, "chosen": "Yes"}, "'prompt' must be a string, found a number"),
+    ],
+)
+def test_a_preference_row_that_is_none(row: Row, message: str) -> None:
+    with pytest.raises(DataError, match=rf"^a\.jsonl:4: {message}"):
+        formats.get("preference").parse(row, "a.jsonl:4")
+
+
 @pytest.mark.parametrize(
     ("turns", "message"),
     [
-        (["Hi"], "turn 1 must be an object with 'role', 'content', found a string"),
+        (["Hi"], "turn 1 must be an object, found a string"),
         ([{"role": "user"}], "turn 1 has 'role'; it needs 'role', 'content'"),
         ([{"role": "asistant", "content": "Hi"}], "Did you mean 'assistant'"),
         ([{"role": None, "content": "Hi"}], "turn 1: 'role' must be a string, found null"),
@@ -127,8 +291,27 @@ def test_sharegpt_knows_its_speakers() -> None:
         ([{"role": "user", "content": "Hi"}], "has no assistant turn, so there is nothing to train"),
         (
             [{"role": "assistant", "content": "", "tool_calls": [{}]}],
-            "turn 1 has 'tool_calls', which no template",
+            "turn 1: tool call 1 has none; a function needs 'name', 'arguments'",
         ),
+        ([{**SAID, "tool_calls": [CALLED]}], "only the assistant calls tools; its 'role' is 'user'"),
+        ([{**YES, "tool_calls": "get"}], "turn 1: 'tool_calls' must be a list, found a string"),
+        ([{**YES, "tool_calls": ["get"]}], "tool call 1 must be an object with 'function', found a string"),
+        (
+            [{**YES, "tool_calls": [{"name": "get", "arguments": "{x"}]}],
+            "tool call 1: 'arguments': a string that is no JSON",
+        ),
+        (
+            [{**YES, "tool_calls": [{"name": "get", "arguments": [1]}]}],
+            "'arguments' must be an object, found a list",
+        ),
+        ([{**YES, "weight": 0}], "turn 1 has 'weight', which this format does not train; leave out"),
+        ([{**YES, "reasoning_content": "Hm"}], "turn 1 has 'reasoning_content'"),
+        ([{**YES, "function_call": {"name": "get"}}], "write it as 'tool_calls'"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": "a.png"}]}],
+            "turn 1: 'content' part 1 is of type 'image_url'; only 'text' can be trained",
+        ),
+        ([{"role": "user", "content": ["Hi"]}], "part 1 must be an object with 'type', 'text'"),
     ],
 )
 def test_a_bad_turn_is_named(turns: list[object], message: str) -> None:

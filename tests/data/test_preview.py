@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from loralab.data.encode import encode_chat, encode_text
 from loralab.data.preview import Piece, preview
-from loralab.data.templates import choose_template
+from loralab.data.templates import choose_template, names
 from loralab.data.types import Chat, Example, Message, Text
 
 CHAT = Chat(
@@ -20,12 +20,12 @@ CHAT = Chat(
 
 
 def test_pieces_joined_are_the_decoded_ids(tokenizer: PreTrainedTokenizerFast) -> None:
-    for name in ("plain", "alpaca", "chatml", "vicuna"):
+    for name in names():
         example = encode_chat(CHAT, choose_template(tokenizer, "plain", name), tokenizer)
         pieces = preview(example, tokenizer)
         assert "".join(piece.text for piece in pieces) == tokenizer.decode(list(example.ids))
         trained = "".join(piece.text for piece in pieces if piece.trained)
-        lead = " " if name == "vicuna" else ""
+        lead = " " if name in ("vicuna", "mistral") else ""
         assert trained == f"{lead}Yes é{tokenizer.eos_token}{lead}No{tokenizer.eos_token}"
         alike = [(piece.trained, piece.special) for piece in pieces]
         assert all(one != next_one for one, next_one in pairwise(alike))

@@ -1,8 +1,11 @@
 """The pages say what is there: links, folders, words, fields of files, refused settings."""
 
+import dataclasses
 import json
 import re
+import runpy
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -12,8 +15,12 @@ from loralab.core.targets import PRESETS
 from loralab.data import formats
 from loralab.data.templates import TEMPLATES
 from loralab.errors import ConfigError
+from loralab.training import events
 from loralab.training.config import RunConfig
-from loralab.training.run import start
+from loralab.training.control import Control
+from loralab.training.effort import EFFORTS
+from loralab.training.report.report import write_report
+from loralab.training.starting import start
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -131,31 +138,73 @@ def test_names_in_the_pages_are_known() -> None:
     assert set(PRESETS) <= words_in_code(text_of(DOCS / "peft.md"))
 
 
+def test_the_training_page_has_the_settings_as_they_are() -> None:
+    page = text_of(DOCS / "train.md")
+    assert runpy.run_path(str(ROOT / "scripts" / "settings.py"))["written"](page) == page, (
+        "the settings have changed: python scripts/settings.py"
+    )
+    tables = re.findall(r"<!-- settings: \w+ -->\n(.*?)<!-- end -->", page, re.DOTALL)
+    assert set(RunConfig.model_fields) == set(re.findall(r"^\| `(\w+)` \|", "".join(tables), re.MULTILINE))
+
+
+def test_the_training_page_has_every_choice() -> None:
+    page = text_of(DOCS / "train.md")
+    for name in ("optimizer", "lr_scheduler", "init"):
+        assert set(get_args(RunConfig.model_fields[name].annotation)) <= words_in_code(page), name
+    for effort, chosen in EFFORTS.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{effort}`"))
+        values = {"epochs": RunConfig().epochs, "r": RunConfig().r, **chosen}
+        assert f"| {values['epochs']:g} | {values['r']} |" in row
+        assert ("embeddings" in row) is ("embeddings" in str(chosen.get("target_modules")))
+
+
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with validation data and a rejected row."""
+    """A finished run with validation data, a rejected row, samples, a report and a wish."""
     folder = tmp_path_factory.mktemp("pages")
     row = {"prompt": "What do bees make?", "completion": "Honey."}
     lines = [json.dumps(row), json.dumps(row | {"completion": ""})]
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf8")
+    (folder / "prompts.txt").write_text("What do cows make?\n", encoding="utf8")
     data = str(folder / "rows.jsonl")
-    config = RunConfig(name="bees", model="demo", data=data, eval_data=data, runs=str(folder), max_steps=2)
-    for _ in start(config).events():
+    config = RunConfig(
+        name="bees",
+        model="demo",
+        data=data,
+        eval_data=data,
+        runs=str(folder),
+        max_steps=2,
+        sample_prompts=str(folder / "prompts.txt"),
+        report_to="csv",
+    )
+    run = start(config)
+    for _ in run.events():
         pass
-    return folder / "bees"
+    Control(run.folder.path).ask(saves=1)
+    write_report(run.folder)
+    return run.folder.path
+
+
+FILES = ("plan.json", "run.json", "control.json", "effect.json", "training.json", "loralab.json")
+"""The files of a run whose fields the page has."""
 
 
 def test_the_run_page_names_every_file_and_field(run_folder: Path) -> None:
     page = DOCS / "run-folder.md"
     named = words_in_code(text_of(page)) | set(re.findall(r"^  ([\w.]+/?)  ", text_of(page), re.MULTILINE))
-    for path in (p for p in run_folder.rglob("*") if p.is_file()):
+    found = [path for path in run_folder.rglob("*") if path.is_file()]
+    assert {*FILES, "metrics.csv", "report.md", "loss.svg"} <= {path.name for path in found}
+    for path in found:
         place = path.relative_to(run_folder).parts[0] + ("/" if path.parent != run_folder else "")
         assert place in named, path
         assert path.name in named, path
-        if path.name in ("plan.json", "run.json", "training.json", "loralab.json"):
+        if path.name in FILES:
             assert set(json.loads(path.read_text(encoding="utf8"))) <= named, path.name
     lines = (run_folder / "rejected.jsonl").read_text(encoding="utf8").splitlines()
     assert {key for line in lines for key in json.loads(line)} <= named
+    assert set((run_folder / "metrics.csv").read_text(encoding="utf8").splitlines()[0].split(",")) <= named
+    kinds = {kind.__name__.lower(): kind for kind in events.Event.__subclasses__()}
+    assert {*kinds, *(f.name for kind in kinds.values() for f in dataclasses.fields(kind))} <= named
 
 
 def test_the_run_page_shows_every_file_as_it_is(run_folder: Path) -> None:
@@ -163,12 +212,14 @@ def test_the_run_page_shows_every_file_as_it_is(run_folder: Path) -> None:
     shown = [
         json.loads(text) for text in re.findall(r"```json\n(\{.*?\})\n```", text_of(page), re.DOTALL)[:-1]
     ]
-    written = [
-        json.loads((run_folder / name).read_text(encoding="utf8"))
-        for name in ("plan.json", "run.json", "checkpoints/000002/training.json", "adapter/loralab.json")
-    ]
+    places = [run_folder / name for name in FILES[:4]]
+    places += [run_folder / "checkpoints/000002/training.json", run_folder / "adapter/loralab.json"]
+    written = [json.loads(path.read_text(encoding="utf8")) for path in places]
     for name in ("rejected.jsonl", "events.jsonl"):
         written += [json.loads(line) for line in (run_folder / name).read_text(encoding="utf8").splitlines()]
+    for kind in (events.Paused, events.Interrupted, events.Noted, events.Failed):
+        fields = {field.name: None for field in dataclasses.fields(kind)}
+        written.append({"time": 0.0, "event": kind.__name__.lower(), **fields})
     keys = {(value.get("event"), *sorted(value)) for value in written}
     assert {(value.get("event"), *sorted(value)) for value in shown} == keys
 

@@ -100,6 +100,26 @@ def test_which_template_an_adapter_is_spoken_to_in(tiny, habits, chat, expected)
     assert (template.name if template else None) == expected
 
 
+def test_an_adapter_s_own_jinja_writes_its_prompts(taught):
+    model, tokenizer = taught(DIALOGUE.replace("user", "USER"))
+    jinja = (
+        "{% for m in messages %}<|im_start|>{{ m.role | upper if m.role == 'user' else m.role }}\n"
+        "{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    habits = Habits("messages", "chat_template.jinja", jinja=jinja)
+    assert text_of(stream(model, tokenizer, "who ran", habits, Sampling(40))) == "the little dog"
+    with pytest.raises(ConfigError, match=r"chat_template\.jinja:1: no valid Jinja"):
+        template_for(Habits(jinja="{% if %}", template="chat_template.jinja"), tokenizer)
+
+
+def test_what_is_said_goes_into_the_prompts_of_the_format_file(taught):
+    model, tokenizer = taught("Do: who ran\nDone: the little dog<|im_end|>")
+    habits = Habits("my-format.json", "bare", prompt=("Do: ", "\nDone:"))
+    for said in ("who ran", [Message("user", "who ran")]):
+        assert text_of(stream(model, tokenizer, said, habits, Sampling(40))) == " the little dog"
+
+
 def test_a_template_that_is_unknown_is_an_error(tiny):
     with pytest.raises(ConfigError, match="Did you mean 'vicuna'"):
         template_for(Habits("messages", "vicuna2"), tiny.make_tokenizer())

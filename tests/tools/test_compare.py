@@ -9,9 +9,9 @@ import torch
 
 from loralab.adapters import read_adapter
 from loralab.core.adapter import Adapter
+from loralab.core.describe import describe, entropy_rank, place_in_grid, stable_rank
 from loralab.errors import AdapterError
 from loralab.tools.compare import compare, principal_angles
-from loralab.tools.describe import describe, entropy_rank, place_in_grid, stable_rank
 
 MakeAdapter = Callable[..., Adapter]
 

@@ -12,12 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from loralab.adapters import write_adapter
 from loralab.cli.main import main
 from loralab.core.adapter import Adapter
+from loralab.core.describe import describe
+from loralab.core.finite import check_finite
 from loralab.core.svd import Cut
 from loralab.errors import AdapterError
 from loralab.tools.combine import combine
-from loralab.tools.describe import describe
 from loralab.tools.extract import extract
-from loralab.tools.parts import check_finite, parts_of
+from loralab.tools.parts import parts_of
 from loralab.tools.resize import resize
 
 MakeAdapter = Callable[..., Adapter]

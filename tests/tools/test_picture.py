@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from loralab.core.adapter import Adapter
-from loralab.tools.compare import compare
-from loralab.tools.describe import Description, describe
+from loralab.core.describe import Description, describe
+from loralab.tools.compare import Comparison, compare
 
 pytest.importorskip("matplotlib", reason="drawing needs matplotlib, which is in the extra 'plot'")
 
 from matplotlib.figure import Figure
 
-from loralab.tools.picture import adapter_figure, comparison_figure, curves_figure, save
+from loralab.pictures import adapter_figure, comparison_figure, curves_figure, save
 
 MakeAdapter = Callable[..., Adapter]
 
@@ -26,6 +26,11 @@ def words(figure: Figure) -> set[str]:
     found |= {label.get_text() for one in axes for label in (*one.get_xticklabels(), *one.get_yticklabels())}
     legends = [one.get_legend() for one in axes if one.get_legend()]
     return found | {text.get_text() for legend in legends for text in legend.get_texts()}
+
+
+def cosines(found: Comparison) -> dict[str, float]:
+    """The cosine of each module."""
+    return {layer.module: layer.cosine for layer in found.layers}
 
 
 def test_an_adapter_at_a_glance(make_adapter: MakeAdapter) -> None:
@@ -43,12 +48,14 @@ def test_an_adapter_at_a_glance(make_adapter: MakeAdapter) -> None:
 def test_blocks_of_one_name_in_two_places_are_told_apart(make_adapter: MakeAdapter) -> None:
     shapes = {f"{side}.block.{i}.q": (4, 4) for side in ("encoder", "decoder") for i in range(2)}
     found = compare(make_adapter(shapes), make_adapter(shapes, seed=1))
-    assert {"encoder.block.0", "decoder.block.0", "decoder.block.1"} <= words(comparison_figure(found, "x"))
+    assert {"encoder.block.0", "decoder.block.0", "decoder.block.1"} <= words(
+        comparison_figure(cosines(found), "x")
+    )
 
 
 def test_a_comparison(make_adapter: MakeAdapter) -> None:
     found = compare(make_adapter(), make_adapter(seed=1))
-    figure = comparison_figure(found, "one & two")
+    figure = comparison_figure(cosines(found), "one & two")
     assert figure.axes[0].get_title() == "one & two"
     assert {f"{round(layer.cosine, 2) + 0:.2f}" for layer in found.layers} <= words(figure)
 

@@ -19,13 +19,17 @@ from typing import Any
 from loralab.cli.main import main
 
 
-def act_on(event: str, pattern: str, count: int, signals: list[int]) -> None:
-    """Send this process the signals when `event` matches `pattern` for the `count`th time."""
+def act_on(event: str, pattern: str, count: int, signals: list[int]) -> Callable[[], int]:
+    """Send this process the signals when `event` matches `pattern` for the `count`th time.
+
+    What comes back tells how many times it has matched.
+    """
     left = count
+    search = re.compile(pattern).search
 
     def see(text: str) -> None:
         nonlocal left
-        if re.search(pattern, text):
+        if search(text):
             left -= 1
             for number in signals if left == 0 else ():
                 os.kill(os.getpid(), number)
@@ -34,14 +38,19 @@ def act_on(event: str, pattern: str, count: int, signals: list[int]) -> None:
         if name == event:
             see(" ".join(str(argument) for argument in arguments))
 
-    def profile(frame: FrameType, what: str, _: Any) -> None:
+    before = sys.getprofile()
+
+    def profile(frame: FrameType, what: str, value: Any) -> None:
         if what == "call":
             see(frame.f_code.co_name)
+        if before:
+            before(frame, what, value)
 
     if event == "call":
         sys.setprofile(profile)
     else:
         sys.addaudithook(hook)
+    return lambda: count - left
 
 
 def carry_out(job: dict[str, Any]) -> None:
@@ -50,13 +59,14 @@ def carry_out(job: dict[str, Any]) -> None:
     for number in (1, 2):
         os.dup2(output, number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for act in job["acts"]:
-        act_on(**act)
+    seen = [act_on(**act) for act in job["acts"]]
     code: Any = 0
     try:
         main(job["arguments"])
     except SystemExit as end:
         code = end.code
+    if job["tally"]:
+        print(json.dumps([number() for number in seen]))
     # Not `sys.exit`: taking the imported world down would be most of the work.
     sys.stdout.flush()
     sys.stderr.flush()

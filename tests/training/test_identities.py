@@ -13,9 +13,11 @@ from loralab.data.types import Example
 from loralab.training.checkpoint import Progress
 from loralab.training.config import RunConfig
 from loralab.training.events import Event, Saved, Stepped
-from loralab.training.loop import Course, evaluate, make_optimizer, train
+from loralab.training.loop import Course, evaluate, train
+from loralab.training.optimizers import make_optimizer
 from loralab.training.order import batch_at
 from loralab.training.tasks.causal_lm import CausalLM
+from loralab.training.trainee import AdapterTrainee
 
 TASK = CausalLM(0, "positions", torch.device("cpu"), torch.float32)
 
@@ -49,7 +51,9 @@ def run(
     config = RunConfig(**{"max_grad_norm": 1e9, "learning_rate": 1e-3, "warmup_steps": 0, **settings})
     optimizer = make_optimizer(model, config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    course = Course(model, TASK, (examples, ()), config, optimizer, Progress(), lambda: "nowhere")
+    course = Course(
+        AdapterTrainee(model), TASK, (examples, ()), config, optimizer, Progress(), lambda: "nowhere"
+    )
     for event in train(course):
         yield event, {names[id(p)]: state["exp_avg"].clone() for p, state in optimizer.state.items()}
 

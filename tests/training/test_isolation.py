@@ -163,7 +163,7 @@ def test_scores_of_the_attention_set_are_those_of_the_one_before(name):
     batch = examples([9, 20, 4, 7])
     expected = scores(model, batch, "rows", torch.float32)
     assert set_document_attention(model) == "sdpa"
-    assert set_document_attention(model) is None, "only sdpa is replaced"
+    assert set_document_attention(model) == "sdpa", "a base that runs share is set again"
     for isolation in ("documents", "rows"):
         for ours, theirs in zip(scores(model, batch, isolation, torch.float32), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
@@ -188,6 +188,18 @@ def test_text_is_generated_as_before():
     expected = model.generate(ids, max_new_tokens=8, do_sample=False)
     set_document_attention(model)
     assert torch.equal(model.generate(ids, max_new_tokens=8, do_sample=False), expected)
+
+
+def test_no_other_attention_than_sdpa_is_replaced():
+    model = build("llama")
+    model.set_attn_implementation("eager")
+    assert set_document_attention(model) is None
+
+
+def test_a_base_that_is_tried_twice_keeps_its_isolation():
+    model = build("llama")
+    found = [find_isolation(model, VOCABULARY, CPU, torch.float32) for _ in range(2)]
+    assert found == ["documents", "documents"]
 
 
 def test_limits_that_the_trial_cannot_show_are_read_from_the_config():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -53,7 +54,7 @@ MOMENTS = {
     "before the first step is told": before_event(1),
     "before the first checkpoint": before_event(3),
     "between checkpoints": before_event(9),
-    "in the middle of a step": at("call", "^_accumulate$", 5),
+    "in the middle of a step": at("call", "^accumulate$", 5),
     "while run.json is written": at("os.rename", r"/run\.json -1"),
     "with a checkpoint half written": at("os.rename", r"\.000004\.\S+\.tmp/adapter_config\.json"),
     "with a checkpoint written but not in place": at("os.rename", r"checkpoints/000004 "),
@@ -66,6 +67,19 @@ MOMENTS = {
 }
 
 
+ACTIVITIES = {
+    "a step": ("call", "^(accumulate|backward|clip_grad_norm_|set_rate|zero_grad)$"),
+    "an evaluation": ("call", "^_?evaluate$"),
+    "a save": ("open", r"checkpoints/\.\d+\."),
+    # How often run.json is written depends on the clock.
+    "a rename": ("os.rename", r"/runs/(?!\S*run\.json)"),
+    "an answer": ("call", "^(_answers|answer|at)$"),
+    "an end of old files": ("os.remove", "."),
+    "a line of events": ("open", r"events\.jsonl"),
+    "anything in training": ("call", "^(loss|losses|forward|size|weight|save|add|read|write_\\w+)$"),
+}
+
+
 @dataclass
 class Bench:
     """Runs commands in forked processes, on one set of data."""
@@ -74,20 +88,21 @@ class Bench:
     folder: Path
     files: dict[str, str]
 
-    def command(self, *arguments: str, acts: tuple[Act, ...] = ()) -> tuple[int, str]:
-        """Return the exit code and the output of a command line."""
-        self.ask(*arguments, acts=acts)
+    def command(self, *arguments: str, acts: tuple[Act, ...] = (), tally: bool = False) -> tuple[int, str]:
+        """Return the exit code and the output of a command line; its last line is the `tally` of the acts."""
+        self.ask(*arguments, acts=acts, tally=tally)
         assert self.process.stdout
         return int(self.process.stdout.readline()), (self.folder / "output.txt").read_text()
 
-    def ask(self, *arguments: str, acts: tuple[Act, ...] = ()) -> None:
+    def ask(self, *arguments: str, acts: tuple[Act, ...] = (), tally: bool = False) -> None:
         """Hand a command line over."""
-        job = {"arguments": arguments, "acts": acts, "output": str(self.folder / "output.txt")}
+        output = str(self.folder / "output.txt")
+        job = {"arguments": arguments, "acts": acts, "output": output, "tally": tally}
         assert self.process.stdin
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
 
-    def train(self, name: str, *acts: Act) -> tuple[int, str]:
+    def train(self, name: str, *acts: Act, tally: bool = False, **changes: str) -> tuple[int, str]:
         """Train a run with dropout, micro-batches, evaluation and the best checkpoint."""
         settings = {
             **self.files,
@@ -102,9 +117,10 @@ class Bench:
             "save-steps": "4",
             "seed": "3",
             "dtype": "float32",
+            **{key.replace("_", "-"): value for key, value in changes.items()},
         }
-        flags = [word for key, value in settings.items() for word in (f"--{key}", value)]
-        return self.command("train", *flags, acts=acts)
+        flags = [word for key, value in settings.items() if value for word in (f"--{key}", value)]
+        return self.command("train", *flags, acts=acts, tally=tally)
 
     def resume(self, name: str, *acts: Act) -> tuple[int, str]:
         """Go on with a run."""
@@ -139,9 +155,9 @@ def bench(
         yield made
 
 
-def check_same(bench: Bench, name: str) -> None:
+def check_same(bench: Bench, name: str, other: str = "whole") -> None:
     """Assert that a run has become the unbroken one: adapter, optimizer, random numbers and all."""
-    run, whole = bench.run(name), bench.run("whole")
+    run, whole = bench.run(name), bench.run(other)
     assert (run.adapter / WEIGHTS).read_bytes() == (whole.adapter / WEIGHTS).read_bytes()
     kept = sorted(path.name for path in whole.checkpoints.iterdir())
     assert sorted(path.name for path in run.checkpoints.iterdir()) == kept
@@ -185,6 +201,39 @@ def test_a_run_killed_again_and_again(bench):
     check_same(bench, "often")
 
 
+@pytest.mark.slow
+def test_runs_killed_at_random_moments(bench, tmp_path):
+    """Twenty of them, over all that a run does; its validation data is split off, and it answers prompts."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("the little dog\na red\n")
+    settings = {
+        "eval_data": "",
+        "eval_split": "0.3",
+        "sample_prompts": str(prompts),
+        "sample_steps": "4",
+        "keep_checkpoints": "3",
+    }
+    nothing = [at(*act, count=10**9) for act in ACTIVITIES.values()]
+    code, output = bench.train("whole-split", *nothing, tally=True, **settings)
+    assert code == 0, output
+    happened = dict(zip(ACTIVITIES, json.loads(output.splitlines()[-1]), strict=True))
+    assert all(happened.values()), happened
+    chance = random.Random(20)
+    for number in range(20):
+        activity = list(ACTIVITIES)[number % len(ACTIVITIES)]
+        count = chance.randint(1, happened[activity])
+        name = f"chance-{number:02d}"
+        code, output = bench.train(name, at(*ACTIVITIES[activity], count=count), **settings)
+        where = f"{activity}, time {count} of {happened[activity]}"
+        assert code == -signal.SIGKILL, where
+        if not bench.run(name).path.exists():
+            code, output = bench.train(name, **settings)
+        elif bench.run(name).state().state != "finished":
+            code, output = bench.resume(name)
+        assert code in (0, -signal.SIGKILL), f"{where}: {output}"
+        check_same(bench, name, "whole-split")
+
+
 def test_a_start_that_is_killed_leaves_no_run_and_is_simply_tried_again(bench):
     assert bench.train("early", at("os.rename", "/early -1"))[0] == -signal.SIGKILL
     assert not bench.run("early").path.exists()
@@ -194,7 +243,9 @@ def test_a_start_that_is_killed_leaves_no_run_and_is_simply_tried_again(bench):
     check_same(bench, "early")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name
+)
 def test_a_first_signal_finishes_the_step_and_saves(bench, number):
     name = number.name
     code, output = bench.train(name, before_event(8, number))
@@ -214,7 +265,7 @@ def test_a_first_signal_finishes_the_step_and_saves(bench, number):
 @pytest.mark.parametrize(
     "acts",
     [
-        (at("call", "^_accumulate$", 5, (signal.SIGINT, signal.SIGINT)),),
+        (at("call", "^accumulate$", 5, (signal.SIGINT, signal.SIGINT)),),
         (before_event(8, signal.SIGINT), at("os.rename", "checkpoints/000005 ", 1, (signal.SIGINT,))),
     ],
     ids=["in the middle of a step", "while saving"],
@@ -265,6 +316,7 @@ def test_kill_9_from_outside(bench):
     assert process.returncode == -signal.SIGKILL
     assert run.state().state == "interrupted"
     assert latest(run.checkpoints) == run.checkpoint(50)
-    assert bench.resume("long")[0] == 0
+    code, output = bench.resume("long")
+    assert code == 0, output
     expected = (bench.run("long-whole").adapter / WEIGHTS).read_bytes()
     assert (run.adapter / WEIGHTS).read_bytes() == expected

@@ -12,13 +12,13 @@ from torch import Tensor
 from loralab.adapters import read_adapter
 from loralab.data.batch import Isolation
 from loralab.errors import CheckpointError, ConfigError, DataError, TargetError, TrainingError
-from loralab.training import run as run_module
+from loralab.training import starting
 from loralab.training.checkpoint import latest
 from loralab.training.config import RunConfig
 from loralab.training.events import Event, Failed, Finished, Saved, Started, Stepped
 from loralab.training.folder import RunFolder, list_runs
 from loralab.training.many import ManyRuns, start_together
-from loralab.training.run import resume, start
+from loralab.training.starting import resume, start
 
 Settings = Callable[..., RunConfig]
 
@@ -281,9 +281,7 @@ def test_what_cannot_train_together_is_refused(settings, monkeypatch, changes, w
     there = folder_of(settings(name="there"))
     there.path.mkdir(parents=True)
     (there.path / "config.toml").write_text(settings(name="there").to_toml())
-    monkeypatch.setattr(
-        run_module, "open_base", lambda _: pytest.fail("it is told before the base is loaded")
-    )
+    monkeypatch.setattr(starting, "open_base", lambda _: pytest.fail("it is told before the base is loaded"))
     configs = [settings(name="a"), settings(**{"name": "b"} | changes)]
     with pytest.raises(ConfigError, match=words) as caught:
         start_together(configs, sources=["a.toml", "b.toml"])

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from loralab.errors import ConfigError
 from loralab.models import load_base
-from loralab.training.prepare import keep_less
-from loralab.training.run import start
+from loralab.training.fitting import keep_less
+from loralab.training.starting import start
 
 
 def kept_bytes(run) -> int:

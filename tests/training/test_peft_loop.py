@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from loralab.training.config import RunConfig
 from loralab.training.events import Evaluated, Finished, Stepped
 from loralab.training.order import batch_at
-from loralab.training.run import start
 from loralab.training.schedule import learning_rate
+from loralab.training.starting import start
 
 peft = pytest.importorskip("peft")
 

@@ -17,7 +17,7 @@ from loralab.training.config import RunConfig
 from loralab.training.events import Evaluated, Event, Finished, Saved, Started, Stepped
 from loralab.training.folder import RunFolder
 from loralab.training.loop import evaluate
-from loralab.training.run import resume, start
+from loralab.training.starting import resume, start
 
 WEIGHTS = "adapter_model.safetensors"
 Settings = Callable[..., RunConfig]

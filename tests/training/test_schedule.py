@@ -4,8 +4,10 @@ import math
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import get_scheduler
 
 from loralab.training.config import RunConfig
 from loralab.training.loop import plan
@@ -97,3 +99,43 @@ def test_the_plan(settings, expected):
     made = plan(RunConfig(batch_size=4, **settings), examples=97)
     assert (made.steps, made.eval_steps, made.save_steps) == expected
     assert made.steps_per_epoch == 25
+
+
+@pytest.mark.parametrize(
+    ("ours", "settings", "theirs", "more"),
+    [
+        ("linear", {}, "linear", {}),
+        ("cosine", {}, "cosine", {}),
+        ("cosine_with_restarts", {"lr_cycles": 3}, "cosine_with_restarts", {"num_cycles": 3}),
+        ("polynomial", {"lr_power": 2.0}, "polynomial", {"power": 2.0, "lr_end": 1e-12}),
+        ("constant", {}, "constant", {}),
+    ],
+)
+def test_the_courses_are_those_of_transformers(ours, settings, theirs, more):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = get_scheduler(theirs, optimizer, 0, 24, scheduler_specific_kwargs=more)
+    expected = []
+    for _ in range(24):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    none = {} if ours == "constant" else {"warmup_steps": 0}
+    assert rates(24, lr_scheduler=ours, **none, **settings) == pytest.approx(expected, abs=1e-9)
+
+
+def test_inverse_sqrt_is_half_after_three_times_its_warm_up():
+    course = rates(100, lr_scheduler="inverse_sqrt", warmup_steps=10)
+    assert course[10] == 2.0
+    assert course[10 + 30] == pytest.approx(1.0)
+
+
+def test_wsd_stays_and_falls_over_the_last_fifth():
+    course = rates(100, lr_scheduler="wsd", warmup_steps=0)
+    assert course[:81] == pytest.approx([2.0] * 81)
+    assert course[90] == pytest.approx(1.0)
+    assert course[99] == pytest.approx(0.1)
+
+
+def test_a_share_of_the_run_warms_up():
+    assert warmup_of(RunConfig(warmup_ratio=0.1), 250) == 25
+    assert warmup_of(RunConfig(lr_scheduler="constant"), 250) == 0

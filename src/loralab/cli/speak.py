@@ -9,9 +9,11 @@ from loralab.adapters import PeftModel
 from loralab.adapters.habits import Habits, read_habits
 from loralab.adapters.store import find_adapter
 from loralab.cli.options import Voice
+from loralab.data.findings import Finding
 from loralab.data.types import Message
 from loralab.models import BaseModel, load_base
 from loralab.serving.generate import Sampling, stream
+from loralab.serving.golden import verify_golden
 
 __all__ = ["Speaker"]
 
@@ -23,6 +25,8 @@ class Speaker:
     base: BaseModel
     model: Any
     habits: Habits
+    doubt: Finding | None = None
+    """What speaks against the adapter being asked as it was trained."""
 
     @classmethod
     def load(cls, voice: Voice) -> "Speaker":
@@ -32,7 +36,7 @@ class Speaker:
         if folder is None:
             return cls(base, base.model, Habits())
         adapted = PeftModel.from_pretrained(base.model, folder, allow_pickle=voice.allow_pickle)
-        return cls(base, adapted, read_habits(folder))
+        return cls(base, adapted, read_habits(folder), verify_golden(folder, base.tokenizer))
 
     def answer(
         self, prompt: str | Sequence[Message], sampling: Sampling, *, alone: bool = False, raw: bool = False

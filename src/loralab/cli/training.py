@@ -1,21 +1,40 @@
 """What `train` and `resume` print around a run."""
 
+from loralab.cli.findings import show_findings
 from loralab.cli.output import Screen, duration, size
-from loralab.cli.progress import follow, follow_together, runs_flag
+from loralab.cli.progress import accompany, follow, follow_together, runs_flag
+from loralab.core.adapter import Adapter
 from loralab.data.dataset import Dataset
 from loralab.training.events import Finished
 from loralab.training.loop import perplexity
 from loralab.training.many import ManyRuns
+from loralab.training.probe import Probe
+from loralab.training.report.report import write_report
 from loralab.training.run import Run
 
 __all__ = ["carry_out", "carry_out_together", "show_plan", "show_result"]
 
 
+_WORTH_A_PROBE = 50
+"""A run of fewer steps is done before one has read how long it takes."""
+
+
 def carry_out(run: Run, screen: Screen) -> None:
-    """Show the plan of a run, train it, show its result."""
-    show_plan(run, screen)
-    show_result(run, follow(run, screen), screen)
-    show_next(run, screen)
+    """Show the plan of a run, train it, show its result. Of several processes, the first one does."""
+    first = run.processes.first
+    if first:
+        show_plan(run, screen)
+    if run.checkpoint is None and run.plan.steps >= _WORTH_A_PROBE:
+        found = run.probe()
+        if first:
+            screen.fact("time", time_line(run, found))
+    if first:
+        show_result(run, follow(run, screen), screen)
+        screen.fact("report", str(write_report(run.folder)))
+        show_next(run, screen)
+    else:
+        accompany(run)
+    run.processes.leave()
 
 
 def carry_out_together(many: ManyRuns, screen: Screen) -> None:
@@ -32,6 +51,7 @@ def carry_out_together(many: ManyRuns, screen: Screen) -> None:
                 screen.say()
                 screen.fact("run", str(run.folder.path))
                 show_result(run, results[run.folder.name], screen)
+                screen.fact("report", str(write_report(run.folder)))
     show_next(many.runs[0], screen)
 
 
@@ -45,15 +65,14 @@ def show_plan(run: Run, screen: Screen) -> None:
         f"{config.model}, {total - trainable:,} parameters, {str(run.base.dtype)[6:]} on {run.base.device}",
     )
     screen.fact("data", describe(run.data, config.data, recorded=True))
-    if run.eval_data and config.eval_data:
-        screen.fact("eval data", describe(run.eval_data, config.eval_data, recorded=True))
-    screen.fact(
-        "adapter",
-        f"rank {config.r}, alpha {config.lora_alpha:g}, on {len(run.adapter.modules())} modules",
-    )
-    screen.fact(
-        "trained", f"{trainable:,} of {total:,} parameters ({trainable / total:.2%}). {arithmetic(run)}"
-    )
+    if run.eval_data:
+        held_out = config.eval_data or f"{config.eval_split:.3g} of these rows"
+        screen.fact("eval data", describe(run.eval_data, held_out, recorded=True))
+    if run.adapter is not None:
+        modules = run.adapter.modules()
+        screen.fact("adapter", f"rank {config.r}, alpha {config.lora_alpha:g}, on {len(modules)} modules")
+    sum_ = arithmetic(run.adapter) if run.adapter is not None else "All weights of the base."
+    screen.fact("trained", f"{trainable:,} of {total:,} parameters ({trainable / total:.2%}). {sum_}")
     every = f"evaluate every {plan.eval_steps}, " if run.eval_data else ""
     screen.fact(
         "plan",
@@ -61,6 +80,20 @@ def show_plan(run: Run, screen: Screen) -> None:
         f"{plan.steps / plan.steps_per_epoch:.3g} epochs; {every}save every {plan.save_steps}",
     )
     screen.fact("memory", memory_line(run))
+    if run.processes.count > 1:
+        split = ", the base split over them" if run.processes.in_step else ""
+        screen.fact("processes", f"{run.processes.count}, by {run.processes.backend}{split}")
+    show_findings(run.findings, screen)
+
+
+def time_line(run: Run, found: Probe) -> str:
+    """Return how long the run will take, in words."""
+    evaluations = run.plan.steps // run.plan.eval_steps + 1 if run.eval_data else 0
+    more = f", {evaluations} evaluations of {duration(found.evaluation_seconds)}" if evaluations else ""
+    return (
+        f"about {duration(found.seconds)}: {run.plan.steps:,} steps of {found.step_seconds:.2g} s "
+        f"({found.tokens_per_second:,.0f} tokens/s){more}"
+    )
 
 
 def memory_line(run: Run) -> str:
@@ -88,10 +121,10 @@ def describe(data: Dataset, path: str, *, recorded: bool = False) -> str:
     )
 
 
-def arithmetic(run: Run) -> str:
+def arithmetic(adapter: Adapter) -> str:
     """Return the r(n+k) arithmetic of the largest adapted weight."""
     path, factors = max(
-        run.adapter.modules().items(), key=lambda item: item[1].a_RI.shape[1] * item[1].b_OR.shape[0]
+        adapter.modules().items(), key=lambda item: item[1].a_RI.shape[1] * item[1].b_OR.shape[0]
     )
     rank, inputs = factors.a_RI.shape
     outputs = factors.b_OR.shape[0]
@@ -110,13 +143,25 @@ def show_result(run: Run, finished: Finished, screen: Screen) -> None:
             f"base {finished.base_loss:.4f} -> adapter {finished.loss:.4f} (step {finished.chosen_step}); "
             f"perplexity {perplexity(finished.base_loss):.2f} -> {perplexity(finished.loss):.2f}",
         )
-    screen.fact("adapter", finished.path)
+    if finished.ended != "steps":
+        screen.fact("ended", f"early, at step {finished.step}: {_ENDED[finished.ended]}")
+    screen.fact("model" if run.config.full else "adapter", finished.path)
+
+
+_ENDED = {
+    "stop_at_loss": "the smoothed loss is as low as stop_at_loss asked",
+    "early_stopping": "no better evaluation for as long as early_stopping allows",
+}
 
 
 def show_next(run: Run, screen: Screen) -> None:
     """Print the commands to try next."""
     runs = runs_flag(run)
     both = f"--model {run.config.model} --adapter {run.folder.name}{runs}"
+    if run.config.full:
+        screen.say()
+        screen.say(f"next: loralab chat --model {run.folder.model}")
+        return
     screen.say()
     screen.say("next:")
     for line in (

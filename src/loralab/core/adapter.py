@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from loralab.core.config import LoraConfig
+from loralab.errors import AdapterError
 
 __all__ = ["Adapter", "Factors"]
 
@@ -73,11 +74,19 @@ class Adapter:
     tensors: Mapping[str, Tensor]
 
     def modules(self) -> dict[str, Factors]:
-        """Return the factors of every adapted module by its path; of each stacked expert as ``path[3]``."""
+        """Return the factors of every adapted module by its path; of each stacked expert as ``path[3]``.
+
+        Raises:
+            AdapterError: a factor is no matrix.
+        """
         found: dict[str, dict[str, Tensor]] = {}
         for key, tensor in self.tensors.items():
             for ending, side in _FACTORS.items():
                 if key.endswith(ending):
+                    if tensor.dim() < 2:
+                        raise AdapterError(
+                            f"{key} has shape {list(tensor.shape)}; expected a matrix. Is the file damaged?"
+                        )
                     found.setdefault(key.removesuffix(ending), {})[side] = tensor.flatten(1)
         factors: dict[str, Factors] = {}
         for path, sides in found.items():

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from loralab.core.config_kinds import as_set, unreadable, wrong_kinds
 from loralab.core.init_config import (
     CordaConfig,
     EvaConfig,
@@ -126,10 +127,8 @@ class LoraConfig(PeftConfig):
             self.peft_type = PeftType.LORA
         if isinstance(self.task_type, TaskType):
             self.task_type = self.task_type.value
-        if isinstance(self.target_modules, list | tuple):
-            self.target_modules = set(self.target_modules)
-        if isinstance(self.exclude_modules, list | tuple):
-            self.exclude_modules = set(self.exclude_modules)
+        self.target_modules = as_set(self.target_modules)
+        self.exclude_modules = as_set(self.exclude_modules)
         self.rank_pattern = self.rank_pattern or {}
         self.alpha_pattern = self.alpha_pattern or {}
         faults = fill_sub_configs(self) + _faults(self)
@@ -224,43 +223,10 @@ def _first_match(pattern: Mapping[str, float], path: str, default: float) -> flo
     return default
 
 
-def _wrong_kinds(config: LoraConfig) -> list[str]:
-    """Return what is wrong with fields that hold names or numbers of layers."""
-    faults = []
-    for name in ("target_modules", "exclude_modules", "modules_to_save"):
-        value = getattr(config, name)
-        names = isinstance(value, list | tuple | set) and all(isinstance(item, str) for item in value)
-        pattern = isinstance(value, str) and name != "modules_to_save"
-        if not (value is None or names or pattern):
-            faults.append(f"{name} is {value!r}; expected a list of module names")
-    parameters = config.target_parameters
-    if parameters is not None and not (
-        isinstance(parameters, list | tuple | set) and all(isinstance(item, str) for item in parameters)
-    ):
-        faults.append(f"target_parameters is {parameters!r}; expected a list of parameter names")
-    ranges = config.layer_replication or []
-    if not all(
-        isinstance(item, list | tuple)
-        and len(item) == 2
-        and all(type(n) is int for n in item)
-        and 0 <= item[0] < item[1]
-        for item in ranges
-    ):
-        faults.append(f"layer_replication is {ranges!r}; expected pairs [first, past the last]")
-    tokens = config.trainable_token_indices or []
-    if not isinstance(tokens, list | dict):
-        faults.append(
-            f"trainable_token_indices is {tokens!r}; expected token ids, or such a list by module name"
-        )
-    layers = config.layers_to_transform
-    indices = layers if isinstance(layers, list) else [layers]
-    if layers is not None and not all(type(index) is int for index in indices):
-        faults.append(f"layers_to_transform is {layers!r}; expected a layer's number or a list of them")
-    return faults
-
-
 def _faults(config: LoraConfig) -> list[str]:
-    faults = []
+    faults = unreadable(config)
+    if faults:
+        return faults
     for name, value in [
         ("r", config.r),
         *((f"rank_pattern[{k!r}]", v) for k, v in config.rank_pattern.items()),
@@ -274,7 +240,7 @@ def _faults(config: LoraConfig) -> list[str]:
             faults.append(f"{name} is {alpha!r}; it scales the adapter and must be above 0")
     if not isinstance(config.lora_dropout, int | float) or not 0 <= config.lora_dropout < 1:
         faults.append(f"lora_dropout is {config.lora_dropout!r}; expected a probability from 0 to below 1")
-    faults += _wrong_kinds(config)
+    faults += wrong_kinds(config)
     if not isinstance(config.init_lora_weights, bool | str):
         faults.append(f"init_lora_weights is {config.init_lora_weights!r}; expected True, False or a name")
     for name in ("rank_pattern", "alpha_pattern"):

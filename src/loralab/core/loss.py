@@ -17,9 +17,17 @@ _BLOCK = 1 << 22
 
 
 def head_loss(
-    hidden_NI: Tensor, weight_VI: Tensor, bias_V: Tensor | None, targets_N: Tensor, weights_N: Tensor
+    hidden_NI: Tensor,
+    weight_VI: Tensor,
+    bias_V: Tensor | None,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Return the weighted sum of -log softmax(W h + b)[target], in fp32.
+
+    With `smoothing` that share of the target is spread evenly over the vocabulary (Szegedy et al. 2015,
+    arXiv 1512.00567, section 7).
 
     The scores of some tokens at a time are made, turned into their loss and its gradient, and dropped, so the
     memory is that of the gradient of h; the backward pass has only to scale it. (After Wijmans et al. 2024,
@@ -27,7 +35,7 @@ def head_loss(
     """
     with torch.autocast(hidden_NI.device.type, enabled=False):
         result: Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-            hidden_NI, weight_VI.to(hidden_NI.dtype), bias_V, targets_N, weights_N
+            hidden_NI, weight_VI.to(hidden_NI.dtype), bias_V, targets_N, weights_N, smoothing
         )
     return result
 
@@ -41,6 +49,7 @@ class _HeadLoss(torch.autograd.Function):
         bias_V: Tensor | None,
         targets_N: Tensor,
         weights_N: Tensor,
+        smoothing: float,
     ) -> Tensor:
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_NI = torch.empty_like(hidden_NI) if need_hidden else None
@@ -54,11 +63,15 @@ class _HeadLoss(torch.autograd.Function):
             hidden, target, weight = hidden_NI[block], targets_N[block, None], weights_N[block, None].float()
             scores = times(hidden, weight_VI, bias).float()
             logsum = scores.logsumexp(1, keepdim=True)
-            loss += ((logsum - scores.gather(1, target)) * weight).sum()
+            aimed = scores.gather(1, target)
+            if smoothing:
+                aimed = (1 - smoothing) * aimed + smoothing * scores.mean(1, keepdim=True)
+            loss += ((logsum - aimed) * weight).sum()
             if not (need_hidden or need_weight or need_bias):
                 continue
             scores.sub_(logsum).exp_()  # now the probabilities
-            scores.scatter_add_(1, target, torch.full_like(weight, -1.0))
+            scores.sub_(smoothing / scores.shape[1])
+            scores.scatter_add_(1, target, torch.full_like(weight, smoothing - 1.0))
             grad = scores.mul_(weight).to(hidden.dtype)
             if grad_NI is not None:
                 grad_NI[block] = times(grad, weight_VI.t())
@@ -79,4 +92,4 @@ class _HeadLoss(torch.autograd.Function):
             (next(saved).float() * grad).to(dtype) if needed else None
             for needed, dtype in zip(ctx.needs, ctx.dtypes, strict=True)
         ]
-        return (*scaled, None, None)
+        return (*scaled, None, None, None)

@@ -28,7 +28,7 @@ from loralab.files import cache_folder, new_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["Entry", "code_digest", "entry_path", "read_entry", "write_entry"]
+__all__ = ["Entry", "Filled", "cache_limit", "code_digest", "entry_path", "read_entry", "write_entry"]
 
 T = TypeVar("T")
 
@@ -44,6 +44,17 @@ class Entry(NamedTuple):
     facts: Mapping[str, Any]
 
 
+class Filled(NamedTuple):
+    """What was written to a folder: dtype and length of each array's file, and JSON values beside them."""
+
+    shapes: Mapping[str, tuple[str, int]]
+    facts: Mapping[str, Any]
+
+
+class _NotKept(Exception):
+    """Leads out of a folder that is not to stay."""
+
+
 def entry_path(file: str, settings: Mapping[str, Any], tokenizer: "PreTrainedTokenizerFast") -> Path | None:
     """Return where the entry of a data file is or would be; its name is the hash of all that it is made of.
 
@@ -52,14 +63,14 @@ def entry_path(file: str, settings: Mapping[str, Any], tokenizer: "PreTrainedTok
     reads the clock, or a part of the tokenizer or our code is not there as text to be hashed.
 
     Args:
-        file: what identifies the data file: its name and the hash of its bytes.
+        file: what identifies the data: the hash of its bytes and its name.
 
     Raises:
         ConfigError: LORALAB_CACHE_GB is not a number of gigabytes.
     """
     folder = cache_folder()
     template = json.dumps(tokenizer.chat_template, sort_keys=True)
-    if not _limit() or folder is None or "strftime_now" in template:
+    if not cache_limit() or folder is None or "strftime_now" in template:
         return None
     code, serialized = code_digest(Path(__file__).parent), _serialize(tokenizer)
     if code is None or serialized is None:
@@ -114,30 +125,34 @@ def read_entry(path: Path, read: Callable[[Entry], T]) -> T | None:
     return made
 
 
-def write_entry(path: Path, entry: Entry, read: Callable[[Entry], T]) -> T | None:
-    """Keep arrays of one dimension and facts there, and return them as `read_entry` does.
+def write_entry(path: Path, fill: Callable[[Path], Filled | None], read: Callable[[Entry], T]) -> T | None:
+    """Let `fill` write arrays of one dimension to a folder, keep them there, and return them as `read_entry`.
 
-    None means that they are not kept: they exceed the limit, the disk is full, or the folder cannot be
-    written.
+    None means that they are not kept: `fill` gave none, or they exceed the limit, the disk is full, or the
+    folder cannot be written.
     """
-    limit = _limit()
-    if sum(array.nbytes for array in entry.arrays.values()) > limit:
-        return None
-    shapes = {name: (str(array.dtype), len(array)) for name, array in entry.arrays.items()}
-    text = json.dumps({"arrays": shapes, "facts": dict(entry.facts)})
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    # Another process may have been faster; one that puts the same there at this moment fails one of the two.
-    if read_entry(path, read) is None:
-        with contextlib.suppress(CheckpointError), new_folder(path) as folder:
-            for name, array in entry.arrays.items():
-                (folder / name).write_bytes(array.data)
-            (folder / "facts.json").write_text(f"{text}\n{digest}", encoding="utf8")
-        with contextlib.suppress(OSError):
-            _prune(path.parent, limit)
+    with contextlib.suppress(CheckpointError, _NotKept), new_folder(path) as folder:
+        filled = fill(folder)
+        # Another process may have been faster; one that puts the same there at this moment fails one of the
+        # two.
+        if filled is None or read_entry(path, read) is not None:
+            raise _NotKept
+        if sum(np.dtype(dtype).itemsize * length for dtype, length in filled.shapes.values()) > cache_limit():
+            raise _NotKept
+        text = json.dumps({"arrays": dict(filled.shapes), "facts": dict(filled.facts)})
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        (folder / "facts.json").write_text(f"{text}\n{digest}", encoding="utf8")
+    with contextlib.suppress(OSError):
+        _prune(path.parent, cache_limit())
     return read_entry(path, read)
 
 
-def _limit() -> float:
+def cache_limit() -> float:
+    """Return the bytes that the cache may have.
+
+    Raises:
+        ConfigError: LORALAB_CACHE_GB is not a number of gigabytes.
+    """
     text = os.environ.get("LORALAB_CACHE_GB") or str(_LIMIT_GB)
     try:
         limit = float(text)

@@ -6,18 +6,27 @@ by segment, each tokenized behind the end of what stands before it. Where the to
 those of that end, the rest is taken; else the new segment is tokenized by itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from loralab.data.templates import Segment, Template
+from loralab.data.templates._template import last_answer
 from loralab.data.types import Chat, Example, Message, Text
 from loralab.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["encode_chat", "encode_chats", "encode_prompt", "encode_text", "encode_texts", "stop_ids"]
+__all__ = [
+    "encode_chat",
+    "encode_chats",
+    "encode_prompt",
+    "encode_text",
+    "encode_texts",
+    "end_id",
+    "stop_ids",
+]
 
 _BEHIND = 32
 """The characters before a segment that it is tokenized with: more than a merge over the border reaches back.
@@ -29,7 +38,7 @@ def encode_chat(
 ) -> Example:
     """Return the conversation up to its last trained token: answers and their end marks have weight 1.
 
-    The ids before an answer are `encode_prompt(the messages before it, template, tokenizer)`.
+    The ids before an answer are `encode_prompt(the messages before it, template, tokenizer, the tools)`.
 
     Raises:
         DataError: the template cannot write this conversation.
@@ -38,22 +47,35 @@ def encode_chat(
 
 
 def encode_chats(
-    chats: Sequence[Chat], template: Template, tokenizer: "PreTrainedTokenizerFast", sources: Sequence[str]
+    chats: Sequence[Chat],
+    template: Template,
+    tokenizer: "PreTrainedTokenizerFast",
+    sources: Sequence[str],
+    last_only: bool = False,
 ) -> list[Example]:
-    """Return `encode_chat` of each, tokenized in one batch."""
+    """Return `encode_chat` of each, tokenized in one batch.
+
+    Args:
+        last_only: whether the last answer alone is trained.
+    """
     written = []
     for chat, source in zip(chats, sources, strict=True):
         try:
-            segments = _join(template.render(chat))
+            written.append(_write(chat, template, last_only))
         except DataError as error:
             raise DataError(f"{source}: {error}" if source else str(error)) from error
-        while segments and not segments[-1].trained:
-            segments.pop()
-        written.append(segments)
-    return [
-        Example(tuple(ids), tuple(weights), source)
-        for (ids, weights), source in zip(_encode(written, tokenizer), sources, strict=True)
-    ]
+    encoded = zip(_encode(written, tokenizer, last_only=last_only), sources, strict=True)
+    return [Example(tuple(ids), tuple(weights), source) for (ids, weights), source in encoded]
+
+
+def _write(chat: Chat, template: Template, last_only: bool) -> list[Segment]:
+    """Return the segments up to the last that is trained; none if nothing is."""
+    if last_only and chat.messages[last_answer(chat)].blank:
+        return []
+    segments = _join(template.render(chat, last_only=last_only))
+    while segments and not segments[-1].trained:
+        segments.pop()
+    return segments
 
 
 def encode_text(text: Text, tokenizer: "PreTrainedTokenizerFast", source: str = "") -> Example:
@@ -65,30 +87,51 @@ def encode_text(text: Text, tokenizer: "PreTrainedTokenizerFast", source: str = 
 
 
 def encode_texts(
-    texts: Sequence[Text], tokenizer: "PreTrainedTokenizerFast", sources: Sequence[str]
+    texts: Sequence[Text],
+    tokenizer: "PreTrainedTokenizerFast",
+    sources: Sequence[str],
+    add_bos: bool = True,
+    add_eos: bool = True,
 ) -> list[Example]:
-    """Return `encode_text` of each, tokenized in one batch."""
+    """Return `encode_text` of each, tokenized in one batch.
+
+    Args:
+        add_bos: whether to begin with the tokenizer's opening tokens; without, a text that begins with them
+            keeps them.
+        add_eos: whether to end with the end of sequence.
+
+    Raises:
+        ConfigError: what is not to be added is what this tokenizer does not have.
+    """
     opening = _opening(tokenizer)
+    end = tokenizer.eos_token_id
+    for wanted, there_is, name in ((add_bos, opening, "add_bos"), (add_eos, end is not None, "add_eos")):
+        if not wanted and not there_is:
+            raise ConfigError(f"{name} false has no effect: this tokenizer has no such token; leave it out.")
     examples = []
     batch = _tokenize([text.text for text in texts], tokenizer)
     for text, ids, source in zip(texts, batch, sources, strict=True):
-        opened = _open(ids, opening)
-        if tokenizer.eos_token_id is not None and opened[-1:] != [tokenizer.eos_token_id]:
-            opened = [*opened, tokenizer.eos_token_id]
+        opened = _open(ids, opening) if add_bos else list(ids)
+        if add_eos and end is not None and opened[-1:] != [end]:
+            opened = [*opened, end]
         # The first token has nothing before it to be predicted from.
-        given = max(len(opening), 1) if text.text.strip() else len(opened)
+        given = max(len(opening) if add_bos else 0, 1) if text.text.strip() else len(opened)
         weights = [0.0] * given + [1.0] * (len(opened) - given)
         examples.append(Example(tuple(opened), tuple(weights[: len(opened)]), source))
     return examples
 
 
 def encode_prompt(
-    prompt: str | Sequence[Message], template: Template | None, tokenizer: "PreTrainedTokenizerFast"
+    prompt: str | Sequence[Message],
+    template: Template | None,
+    tokenizer: "PreTrainedTokenizerFast",
+    tools: Sequence[Mapping[str, object]] = (),
 ) -> list[int]:
     """Return the ids to generate from: of a text as it stands, or of the messages that want an answer.
 
     Args:
         template: how the messages are written; a text needs none.
+        tools: the functions that the answer may call.
 
     Raises:
         ConfigError: messages without a template.
@@ -99,18 +142,21 @@ def encode_prompt(
     elif template is None:
         raise ConfigError("messages need a template to become a prompt; a text needs none.")
     else:
-        segments = _join(template.segments(prompt, ask=True))
+        segments = _join(template.segments(prompt, ask=True, tools=tools))
     return _encode([segments], tokenizer)[0][0]
+
+
+def end_id(template: Template, tokenizer: "PreTrainedTokenizerFast") -> int | None:
+    """Return the token that ends every answer, None if answers end in text that generation goes on from."""
+    probe = encode_chat(Chat((Message("user", "a"), Message("assistant", "b"))), template, tokenizer)
+    last = probe.ids[-1]
+    return last if last in tokenizer.added_tokens_decoder or last == tokenizer.eos_token_id else None
 
 
 def stop_ids(template: Template, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     """Return the ids at which generation ends: end of sequence, and the template's mark if it is a token."""
-    probe = encode_chat(Chat((Message("user", "a"), Message("assistant", "b"))), template, tokenizer)
-    last = probe.ids[-1]
-    found = {last} if last in tokenizer.added_tokens_decoder else set()
-    if tokenizer.eos_token_id is not None:
-        found.add(tokenizer.eos_token_id)
-    return sorted(found)
+    found = {end_id(template, tokenizer), tokenizer.eos_token_id}
+    return sorted(token for token in found if token is not None)
 
 
 def _join(segments: Sequence[Segment]) -> list[Segment]:
@@ -126,9 +172,9 @@ def _join(segments: Sequence[Segment]) -> list[Segment]:
 
 
 def _encode(
-    written: Sequence[Sequence[Segment]], tokenizer: "PreTrainedTokenizerFast"
+    written: Sequence[Sequence[Segment]], tokenizer: "PreTrainedTokenizerFast", *, last_only: bool = False
 ) -> list[tuple[list[int], list[float]]]:
-    """Return ids and weights of each list of segments."""
+    """Return ids and weights of each list of segments; with `last_only` of the last segment's alone."""
     texts = [text for segments in written for pair in _pairs(segments) for text in pair]
     batch = iter(_tokenize(texts, tokenizer))
     opening = _opening(tokenizer)
@@ -141,7 +187,8 @@ def _encode(
             aligned = both[: len(before)] == before
             new = both[len(before) :] if aligned else _tokenize_inside(segment.text, tokenizer)
             ids += new
-            weights += [float(segment.trained)] * len(new)
+            trained = segment.trained and (not last_only or segment is segments[-1])
+            weights += [float(trained)] * len(new)
         opened = _open(ids, opening)
         weights = [0.0] * (len(opened) - len(ids)) + weights
         weights[:1] = [0.0] * len(weights[:1])

@@ -3,6 +3,7 @@
 Shape key: B rows of a batch, T tokens of a row.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -14,6 +15,16 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that the assistant calls in its turn."""
+
+    name: str
+    arguments: Mapping[str, object]
+    id: str = ""
+    """What the tool's answer names it by; "" if the data has none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation. `role` is "system", "user", "assistant" or "tool"."""
 
@@ -22,6 +33,17 @@ class Message:
     input: str = ""
     """The end of `content` that is material for the instruction before it, for a template that sets the
     two apart; "" when the turn has no such part."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What the assistant calls, behind its text."""
+    tool_call_id: str = ""
+    """Of a tool's turn: the call that it answers."""
+    name: str = ""
+    """Who speaks, of several in one role: the function that a tool's turn is of."""
+
+    @property
+    def blank(self) -> bool:
+        """Whether nothing is said and nothing called."""
+        return not self.content.strip() and not self.tool_calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +51,8 @@ class Chat:
     """A conversation: the assistant's turns are trained, the others are what they answer."""
 
     messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, object], ...] = ()
+    """The functions that the assistant may call: ``{"type": "function", "function": {"name": ...}}``."""
 
 
 @dataclass(frozen=True, slots=True)

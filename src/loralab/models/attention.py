@@ -20,15 +20,14 @@ def set_document_attention(model: Any) -> str | None:
     """Let a model whose attention is torch's (sdpa) see documents where it is told their bounds.
 
     Without them it computes what it did. Returns the name to go back with, by `set_attn_implementation`, or
-    None where the model was left as it is.
+    None where the model was left as it is. A model may be set twice, as a base is that runs share.
     """
-    before = getattr(model.config, "_attn_implementation", None)
-    if before != "sdpa":
+    if getattr(model.config, "_attn_implementation", None) not in ("sdpa", _NAME):
         return None
     AttentionInterface.register(_NAME, _attend)
     AttentionMaskInterface.register(_NAME, sdpa_mask)
     model.set_attn_implementation(_NAME)
-    return str(before)
+    return "sdpa"
 
 
 def call_from_compiled() -> None:

@@ -20,7 +20,7 @@ from loralab.models.hardware import choose_device, choose_dtype
 from loralab.models.quantize import quantization, spare_odd_shapes
 from loralab.models.quiet import quiet
 
-__all__ = ["DEMO", "BaseModel", "load_base", "load_tokenizer"]
+__all__ = ["DEMO", "BaseModel", "load_base", "load_tokenizer", "weight_bytes"]
 
 DEMO = "demo"
 """The name of the base model that comes with loralab."""
@@ -41,12 +41,18 @@ class BaseModel:
 
 
 def load_base(
-    name: str, dtype: str = "auto", *, allow_pickle: bool = False, quantize: str | None = None
+    name: str,
+    dtype: str = "auto",
+    *,
+    allow_pickle: bool = False,
+    quantize: str | None = None,
+    on_host: bool = False,
 ) -> BaseModel:
     """Return the causal language model `name` (a folder, a hub id, or "demo") with its tokenizer.
 
     `dtype` is "auto", a dtype's name, or "stored" for that of the files. `quantize` is "nf4" or "int8": the
-    linear layers but the last are kept in 4 or 8 bits (bitsandbytes), and compute in the dtype.
+    linear layers but the last are kept in 4 or 8 bits (bitsandbytes), and compute in the dtype. With
+    `on_host` the weights are left in the host's memory.
 
     Raises:
         ModelError: no such model, a file is missing or damaged, its weights are a pickle, or they are to be
@@ -79,7 +85,7 @@ def load_base(
         )
     _check_complete(name, found)
     model.name_or_path = model.config.name_or_path = name
-    if getattr(model, "hf_quantizer", None) is None:
+    if getattr(model, "hf_quantizer", None) is None and not on_host:
         model.to(device)  # Quantized weights were put there as they came.
     spare_odd_shapes(model)
     return BaseModel(name, model.eval(), tokenizer, model.dtype, model.device)
@@ -108,6 +114,13 @@ def load_config(name: str) -> Any:
         ModelError: no such model.
     """
     return _explained(name, lambda: AutoConfig.from_pretrained(_resolve(name)))
+
+
+def weight_bytes(name: str) -> int | None:
+    """Return the size of the weight files of the model `name`; None where it does not lie in a folder."""
+    folder = Path(_resolve(name))
+    sizes = [file.stat().st_size for file in folder.glob("*.safetensors")] if folder.is_dir() else []
+    return sum(sizes) or None
 
 
 def _resolve(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event, Thread
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers import StoppingCriteriaList, TextIteratorStreamer
 from loralab.adapters.habits import Habits
 from loralab.data.encode import encode_prompt, stop_ids
 from loralab.data.formats import get as get_format
-from loralab.data.templates import Template, choose_template
+from loralab.data.templates import Template, choose_template, from_jinja
 from loralab.data.types import Message
 from loralab.errors import ConfigError
 from loralab.models.positions import max_positions
@@ -43,6 +43,8 @@ def template_for(habits: Habits, tokenizer: Any) -> Template | None:
     """Return the template for an adapter's prompts; None where text is continued as it stands."""
     if habits.format == "text":
         return None
+    if habits.jinja:
+        return from_jinja(tokenizer, habits.jinja, habits.template)
     if habits.template in ("auto", "tokenizer") and not tokenizer.chat_template:
         return (
             None
@@ -57,6 +59,8 @@ def stream(
 ) -> Iterator[str]:
     """Yield the model's answer in pieces. A prompt that is text is put into the template as a user's turn.
 
+    What a user says is put into the prompts of the format file, if the adapter was trained with one.
+
     Where there is no template, text is continued as it stands, of a conversation the last message.
 
     Raises:
@@ -67,9 +71,15 @@ def stream(
         prompt = [Message("user", prompt)]
     elif template is None and not isinstance(prompt, str):
         prompt = prompt[-1].content
+    if habits.prompt and not isinstance(prompt, str):
+        prompt = [_asked(message, habits.prompt) for message in prompt]
     ids = encode_prompt(prompt, template, tokenizer)
     stops = stop_ids(template, tokenizer) if template else [tokenizer.eos_token_id]
     return continue_text(model, tokenizer, ids, [stop for stop in stops if stop is not None], sampling)
+
+
+def _asked(message: Message, prompt: Sequence[str]) -> Message:
+    return replace(message, content=message.content.join(prompt)) if message.role == "user" else message
 
 
 def continue_text(

@@ -15,13 +15,13 @@ from loralab.adapters import write_adapter
 from loralab.adapters.peft_format import CONFIG_FILE
 from loralab.core.adapter import Adapter
 from loralab.core.derived import with_scales
+from loralab.core.finite import check_finite
 from loralab.errors import AdapterError, ConfigError, did_you_mean
 from loralab.files import write_file
 from loralab.tools.checkpoint import Checkpoint, find_checkpoint
 from loralab.tools.formats import REGISTRY, detect
 from loralab.tools.formats._build import Hints
 from loralab.tools.old_peft import read_current, read_fused, says_fused
-from loralab.tools.parts import check_finite
 
 __all__ = ["COMPONENTS", "Source", "read_any", "with_component", "write_any"]
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from loralab.core.adapter import Adapter
 from loralab.core.config import LoraConfig
+from loralab.core.finite import check_finite
 from loralab.core.svd import Cut, leading_svd
 from loralab.core.targets import shorten
 from loralab.errors import AdapterError
 from loralab.tools.checkpoint import Checkpoint
 from loralab.tools.kinds import MATRICES, kind_of, task_of, tied_head
-from loralab.tools.parts import Place, assemble, check_finite
+from loralab.tools.parts import Place, assemble
 
 __all__ = ["ExtractedLayer", "Extraction", "Left", "extract"]
 

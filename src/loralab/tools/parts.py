@@ -14,6 +14,7 @@ from torch import Tensor
 from loralab.core.adapter import Adapter, Factors
 from loralab.core.config import LoraConfig
 from loralab.core.derived import with_scales
+from loralab.core.finite import check_finite, not_finite
 from loralab.errors import AdapterError
 
 __all__ = ["Part", "Place", "assemble", "check_finite", "parts_of", "rest_of", "rounded"]
@@ -90,22 +91,6 @@ def parts_of(adapter: Adapter, doing: str) -> dict[str, Part]:
     return found
 
 
-def check_finite(adapter: Adapter, doing: str) -> None:
-    """Refuse an adapter with numbers that are no numbers: nothing computed from it would be one.
-
-    Raises:
-        AdapterError: names the first tensor with a NaN or an infinity, and counts.
-    """
-    counts = {key: _not_finite(tensor) for key, tensor in adapter.tensors.items()}
-    bad = [key for key, count in counts.items() if count]
-    if bad:
-        more = f", and so are some of {len(bad) - 1} other tensors" if len(bad) > 1 else ""
-        raise AdapterError(
-            f"cannot {doing}: {counts[bad[0]]} of {adapter.tensors[bad[0]].numel()} numbers of {bad[0]} are "
-            f"not finite (NaN or infinity){more}. Its training may have diverged; take an earlier checkpoint."
-        )
-
-
 def rounded(path: str, factors: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return (a_RI, b_OR) of the module at `path` in a dtype.
 
@@ -113,7 +98,7 @@ def rounded(path: str, factors: tuple[Tensor, Tensor], dtype: torch.dtype) -> tu
         AdapterError: they have numbers too large for it.
     """
     a_RI, b_OR = (factor.to(dtype) for factor in factors)
-    if _not_finite(a_RI) or _not_finite(b_OR):
+    if not_finite(a_RI) or not_finite(b_OR):
         kind = str(dtype).removeprefix("torch.")
         raise AdapterError(f"the result at {path!r} has numbers too large for {kind}.")
     return a_RI, b_OR
@@ -141,10 +126,3 @@ def assemble(
     for path, (place, a_RI, b_OR) in factors.items():
         tensors |= place.tensors(path, a_RI, b_OR)
     return Adapter(config, tensors)
-
-
-def _not_finite(tensor: Tensor) -> int:
-    """Return how many numbers are NaN or infinite."""
-    # float8 has no isfinite of its own.
-    values = tensor.float() if tensor.dtype.itemsize == 1 else tensor
-    return int(values.isfinite().logical_not_().sum())

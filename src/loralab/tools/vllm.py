@@ -4,8 +4,9 @@ import shlex
 from pathlib import Path
 
 from loralab.core.adapter import Adapter
+from loralab.core.finite import check_finite
 from loralab.errors import AdapterError
-from loralab.tools.parts import check_finite, rest_of
+from loralab.tools.parts import rest_of
 
 __all__ = ["RANKS", "serving_command"]
 

@@ -5,13 +5,21 @@ Needs no torch, so that the command line starts at once.
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from loralab.errors import ConfigError, did_you_mean
+from loralab.training.effort import ADAPTERS_OWN, filled_in
+from loralab.training.settings import Section
+from loralab.training.settings.adapter import AdapterSettings
+from loralab.training.settings.data import DataSettings
+from loralab.training.settings.hardware import HardwareSettings
+from loralab.training.settings.optimization import OptimizationSettings
+from loralab.training.settings.watching import WatchingSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,76 +31,23 @@ __all__ = ["RunConfig", "explain", "read_toml"]
 _NAME = re.compile(r"[\w][\w.-]{,99}")
 
 
-class RunConfig(BaseModel):
-    """Everything that a run needs. One name a setting: the flag's, the TOML key's and the field's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+class _Naming(Section):
+    """What the run is, and where."""
 
     name: str = ""
     """Name of the run, and of its adapter. Made from the data's name when left out."""
     model: str = ""
     """Base model: a folder, a hub id, or "demo"."""
-    data: str = ""
-    """Training data: .txt, .json or .jsonl."""
-    eval_data: str | None = None
-    """Validation data, in the same formats."""
     runs: str = "runs"
     """Folder that holds the runs."""
-    format: str = "auto"
-    """Format of the data: auto (from the columns), text, completion, alpaca, messages, sharegpt."""
-    template: str = "auto"
-    """Chat template: auto (the tokenizer's own, else the format's), plain, alpaca, chatml, vicuna."""
-    cutoff_length: int | None = Field(default=None, ge=2)
-    """Longest row in tokens. Left out: 512, or the model's positions if they are fewer."""
-    overlap_length: int = Field(default=0, ge=0)
-    """Raw text: tokens that a block repeats from the one before, as context that is not trained again."""
+    effort: Literal["quick", "balanced", "thorough"] = "balanced"
+    """What is left out is chosen for a short run, a usual one, or the best result found."""
 
-    r: int = Field(default=16, ge=1)
-    """Rank. Each adapted [out, in] weight gets r * (out + in) trainable numbers."""
-    lora_alpha: float = Field(default=32, gt=0, allow_inf_nan=False)
-    """Numerator of the adapter's scale, lora_alpha / r."""
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability with which an input number of the adapter is zeroed in training."""
-    target_modules: str = "all-linear"
-    """all-linear, attention, feed-forward, module names with commas between, or one regex."""
 
-    learning_rate: float = Field(default=5e-4, gt=0, allow_inf_nan=False)
-    """Peak learning rate. LoRA wants about ten times what full fine-tuning wants."""
-    lr_scheduler: Literal["linear", "cosine", "constant"] = "cosine"
-    """Course of the learning rate after the warm-up: down to 0 in a line or a cosine, or constant."""
-    warmup_steps: int | None = Field(default=None, ge=0)
-    """Steps over which the learning rate rises from 0. Left out: a twentieth of the run."""
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """AdamW's weight decay."""
-    max_grad_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """Gradients are scaled down to this norm where they exceed it."""
-    epochs: float = Field(default=3.0, gt=0, allow_inf_nan=False)
-    """Passes over the data."""
-    max_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps, in place of epochs."""
-    batch_size: int = Field(default=8, ge=1)
-    """Examples (rows, or blocks of text) behind one optimizer step."""
-    micro_batch_size: int | None = Field(default=None, ge=1)
-    """Examples computed at once; divides batch_size. Less memory, the same gradient. Left out: all."""
-    eval_steps: int | None = Field(default=None, ge=1)
-    """Evaluate every so many steps. Left out: a tenth of the run."""
-    save_steps: int | None = Field(default=None, ge=1)
-    """Save a checkpoint every so many steps. Left out: as eval_steps."""
-    keep_checkpoints: int = Field(default=2, ge=1)
-    """Newest checkpoints to keep; the best one is kept besides."""
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of the adapter's start, the order of the data and dropout."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the base; auto is bfloat16 where the hardware has it. Adapters are float32."""
-    quantize: Literal["nf4", "int8"] | None = None
-    """Keep the base's weights in 4 or 8 bits (bitsandbytes): less memory, a little less quality."""
-    activation_checkpointing: bool | None = None
-    """Compute layers again in the backward pass, not keep what they made: less memory, more time. Left out:
-    as few layers as the forecast of memory asks for."""
-    compile: bool = False
-    """Compile the model's layers, which takes a minute and pays on some hardware in long runs."""
-    allow_pickle: bool = False
-    """Load a base whose weights are a pickle file. A pickle can run any program."""
+class RunConfig(
+    WatchingSettings, HardwareSettings, OptimizationSettings, AdapterSettings, DataSettings, _Naming
+):
+    """Everything that a run needs. One name a setting: the flag's, the TOML key's and the field's."""
 
     @property
     def targets(self) -> str | list[str]:
@@ -100,14 +55,9 @@ class RunConfig(BaseModel):
         words = [word.strip() for word in self.target_modules.split(",") if word.strip()]
         if self.target_modules in ("all-linear", "attention", "feed-forward"):
             return self.target_modules
-        if all(re.fullmatch(r"[\w.]+", word) for word in words) and ".*" not in self.target_modules:
+        if all(re.fullmatch(r"[\w.-]+", word) for word in words) and ".*" not in self.target_modules:
             return words
         return self.target_modules
-
-    @property
-    def micro(self) -> int:
-        """Examples computed at once."""
-        return self.micro_batch_size or self.batch_size
 
     def to_toml(self) -> str:
         """Return the settings as TOML; what is unset is left out."""
@@ -140,7 +90,7 @@ def check(values: dict[str, Any], where: str = "") -> RunConfig:
         ConfigError: an unknown key, a value of the wrong kind or out of range, two that conflict.
     """
     try:
-        config = RunConfig(**values)
+        config = RunConfig(**filled_in(values))
         fault = "; ".join(_conflicts(config))
     except ValidationError as error:
         fault = explain(error)
@@ -150,22 +100,52 @@ def check(values: dict[str, Any], where: str = "") -> RunConfig:
 
 
 def _conflicts(config: RunConfig) -> list[str]:
-    faults = []
+    return [
+        fault
+        for faults in (_of_the_run, _of_the_schedule, _of_the_adapter, _without_effect)
+        for fault in faults(config)
+    ]
+
+
+def _of_the_run(config: RunConfig) -> Iterator[str]:
     if config.name and (not _NAME.fullmatch(config.name) or ".." in config.name):
-        faults.append(
-            f"name is {config.name!r}: expected up to 100 letters, digits, '-', '_', '.', and no path in it"
-        )
+        yield f"name is {config.name!r}: expected up to 100 letters, digits, '-', '_', '.', and no path in it"
     if config.micro_batch_size is not None and config.batch_size % config.micro_batch_size:
-        faults.append(
-            f"micro_batch_size {config.micro_batch_size} does not divide batch_size {config.batch_size}"
-        )
-    if config.eval_steps is not None and config.data and not config.eval_data:
-        faults.append("eval_steps has no effect without eval_data; add --eval-data, or leave it out")
+        yield f"micro_batch_size {config.micro_batch_size} does not divide batch_size {config.batch_size}"
     if config.cutoff_length is not None and config.overlap_length >= config.cutoff_length:
-        faults.append(
-            f"overlap_length {config.overlap_length} must be less than cutoff_length {config.cutoff_length}"
-        )
-    return faults
+        yield f"overlap_length {config.overlap_length} must be less than cutoff_length {config.cutoff_length}"
+    if config.eval_data and config.eval_split:
+        yield "eval_data and eval_split are two ways to say what to validate on; choose one"
+
+
+def _of_the_schedule(config: RunConfig) -> Iterator[str]:
+    scheduler = config.lr_scheduler
+    if config.warmup_steps is not None and config.warmup_ratio is not None:
+        yield "warmup_steps and warmup_ratio say the same; choose one"
+    if scheduler == "constant" and (config.warmup_steps or config.warmup_ratio):
+        yield "lr_scheduler constant has no warm-up; take constant_with_warmup"
+    if config.optimizer == "schedule-free" and scheduler not in ("constant", "constant_with_warmup"):
+        yield f"optimizer schedule-free wants lr_scheduler constant or constant_with_warmup, not {scheduler}"
+    if config.lr_cycles != 1 and scheduler != "cosine_with_restarts":
+        yield "lr_cycles has an effect with lr_scheduler cosine_with_restarts only"
+    if config.lr_power != 1 and scheduler != "polynomial":
+        yield "lr_power has an effect with lr_scheduler polynomial only"
+
+
+def _of_the_adapter(config: RunConfig) -> Iterator[str]:
+    if config.full:
+        for name in (*ADAPTERS_OWN, "lora_dropout", "lora_plus_ratio", "from_adapter", "quantize"):
+            if getattr(config, name) != RunConfig.model_fields[name].default:
+                yield f"{name} has no effect with full, which trains no adapter; leave it out"
+
+
+def _without_effect(config: RunConfig) -> Iterator[str]:
+    if config.data and not (config.eval_data or config.eval_split):
+        for name in ("eval_steps", "early_stopping"):
+            if getattr(config, name) is not None:
+                yield f"{name} has no effect without eval_data or eval_split; add one, or leave it out"
+    if config.sample_steps is not None and config.sample_prompts is None:
+        yield "sample_steps has no effect without sample_prompts"
 
 
 def explain(error: ValidationError) -> str:

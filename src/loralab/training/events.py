@@ -45,6 +45,8 @@ class Stepped(Event):
     seconds: float
     """Wall-clock time of the step."""
     epoch: float
+    smoothed: float = 0.0
+    """The loss, averaged over about the last ten steps."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,31 @@ class Saved(Event):
 
 
 @dataclass(frozen=True)
+class Sampled(Event):
+    """A prompt was answered, greedily; at step 0 by the base alone."""
+
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Noted(Event):
+    """Something beside the training went wrong, and the run goes on without it."""
+
+    note: str
+
+
+@dataclass(frozen=True)
+class Paused(Event):
+    """The run waits, until it is told to go on; said again and again, and written down once."""
+
+
+@dataclass(frozen=True)
+class Interrupted(Event):
+    """The run was told to stop, and has saved."""
+
+
+@dataclass(frozen=True)
 class Finished(Event):
     """The adapter was written."""
 
@@ -78,6 +105,8 @@ class Finished(Event):
     seconds: float
     peak_memory: int
     """Largest resident memory of the process, in bytes."""
+    ended: str = "steps"
+    """Why it ended: all "steps" are done, "stop_at_loss" or "early_stopping"."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class RunState:
     """``run.json``: what a run is doing."""
 
     state: str = "running"
-    """running, finished, interrupted or failed."""
+    """running, paused, finished, interrupted or failed."""
     pid: int = 0
     started: float = 0.0
     """Seconds since 1970."""
@@ -38,6 +38,11 @@ class RunState:
     """The last evaluation's loss, or else the last step's."""
     note: str = ""
     """Why it failed."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process is at it, if it has not died since."""
+        return self.state in ("running", "paused")
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,11 @@ class RunFolder:
         """The folder of the finished adapter."""
         return self.path / "adapter"
 
+    @property
+    def model(self) -> Path:
+        """The folder of the finished model of a full fine-tune."""
+        return self.path / "model"
+
     def checkpoint(self, step: int) -> Path:
         """Return the folder of one checkpoint."""
         return self.checkpoints / f"{step:06d}"
@@ -82,7 +92,7 @@ class RunFolder:
                 f"there is a run {self.name!r} in {self.path.parent} already; go on with "
                 f"'loralab resume {self.name}', choose another --name, or replace it with --overwrite."
             )
-        if self.state().state == "running":
+        if self.state().alive:
             raise ConfigError(
                 f"run {self.name!r} is running now, as process {self.state().pid}; stop it first."
             )
@@ -119,8 +129,12 @@ class RunFolder:
         with (self.path / ".lock").open("a") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(f"run {self.name!r} is running now; stop it first.") from None
+                # What was opened may be of a run that was replaced before it was locked.
+                held = os.path.samestat(os.fstat(handle.fileno()), os.stat(handle.name))
+            except (BlockingIOError, FileNotFoundError):
+                held = False
+            if not held:
+                raise ConfigError(f"run {self.name!r} is running now; stop it first.")
             yield
 
     def _is_held(self) -> bool:
@@ -146,7 +160,7 @@ class RunFolder:
             return RunState(state="interrupted")
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path}: damaged ({error}).") from None
-        if state.state == "running" and not self._is_held():
+        if state.alive and not self._is_held():
             return dataclasses.replace(state, state="interrupted")
         return state
 

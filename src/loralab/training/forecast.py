@@ -5,8 +5,9 @@ layer, on a few tokens; so it holds for any model, adapter and precision.
 """
 
 import itertools
+import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from loralab.data.types import Example
 from loralab.training.tasks import Task
@@ -28,8 +30,6 @@ _HEAD = 3 * (16 << 20)
 """The blocks of scores that the loss holds, in bytes."""
 _PASSING = 0.3
 """What the backward pass through a layer holds for a while, as a part of what the layer kept."""
-_OPTIMIZER = 3
-"""A gradient and AdamW's two states for each number that trains."""
 _OUTSIDE = -1
 
 
@@ -72,10 +72,11 @@ class Forecast:
         return self.free is None or self.total <= _SHARE * self.free
 
 
-def forecast(kept: Kept, tokens: int, trainable_bytes: int, free: int | None, again: int | None) -> Forecast:
+def forecast(kept: Kept, tokens: int, training: int, free: int | None, again: int | None) -> Forecast:
     """Return the forecast for micro-batches of at most so many tokens.
 
-    `again` is how many layers are computed again; None: as few as will fit.
+    `training` are the bytes of gradients and optimizer. `again` is how many layers are computed again; None:
+    as few as will fit.
     """
     largest = max(kept.layers, default=0.0)
 
@@ -84,7 +85,7 @@ def forecast(kept: Kept, tokens: int, trainable_bytes: int, free: int | None, ag
         # The layers that keep theirs are done with by the time that the first is computed again.
         activations = max(entries + sum(kept.layers[count:]), entries + largest if count else 0.0)
         return Forecast(
-            _OPTIMIZER * trainable_bytes,
+            training,
             round(tokens * activations),
             round(tokens * largest * _PASSING) + _HEAD,
             free,
@@ -130,17 +131,21 @@ def count_kept(model: Any, task: Task, examples: Sequence[Example]) -> Kept:
 
 def _count(model: Any, task: Task, text: Example, stack: Sequence[nn.Module]) -> dict[int, int]:
     """Return the bytes that are saved in each layer of the stack, and outside of it."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    own = _places((*model.parameters(), *model.buffers()))
+    gathered: set[int] = set()
     saved: dict[int, tuple[int, int]] = {}
     place = _OUTSIDE
 
     def enter(index: int, *_: Any) -> None:
         nonlocal place
         place = index
+        # Of a base that is split, a layer's weights are somewhere else each time.
+        gathered.clear()
+        gathered.update(_places(stack[index].parameters()) if index != _OUTSIDE else ())
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in own and storage.data_ptr() not in gathered:
             saved.setdefault(storage.data_ptr(), (place, storage.nbytes()))
         return tensor
 
@@ -159,6 +164,12 @@ def _count(model: Any, task: Task, text: Example, stack: Sequence[nn.Module]) ->
         found[index] += size
     del loss  # until here, so that no storage was given out twice
     return found
+
+
+def _places(tensors: Iterable[Tensor]) -> set[int]:
+    """Return where tensors lie in memory; of one that is split over processes, its part here."""
+    parts = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+    return {part.untyped_storage().data_ptr() for part in parts}
 
 
 def stack_of(model: nn.Module) -> list[nn.Module]:
@@ -183,4 +194,5 @@ def free_memory(device: torch.device) -> int | None:
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
     if limit.exists() and used.exists() and limit.read_text().strip().isdecimal():
         found.append(max(0, int(limit.read_text()) - int(used.read_text())))
-    return min(found, default=None)
+    # What torchrun started on this machine shares it.
+    return min(found) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if found else None

@@ -6,34 +6,27 @@ event stops the run at that step. The optimizer step is the only unit.
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from torch import nn
 
-from loralab.adapters import PeftModel
 from loralab.errors import TrainingError
 from loralab.training.checkpoint import Progress
 from loralab.training.config import RunConfig
-from loralab.training.events import Evaluated, Event, Saved, Stepped
+from loralab.training.control import Wishes
+from loralab.training.devices import ALONE, Processes, SharedWishes
+from loralab.training.events import Evaluated, Event, Paused, Saved, Stepped
+from loralab.training.optimizers import set_rate, settled
 from loralab.training.order import batch_at, steps_per_epoch
 from loralab.training.schedule import learning_rate
+from loralab.training.smoothing import Smoothed
 from loralab.training.tasks import Task
+from loralab.training.trainee import Trainee
 
-__all__ = [
-    "Course",
-    "Plan",
-    "accelerator_for",
-    "alone",
-    "evaluate",
-    "make_optimizer",
-    "perplexity",
-    "plan",
-    "train",
-]
+__all__ = ["Course", "Plan", "accumulate", "evaluate", "perplexity", "plan", "train"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +36,7 @@ class Plan:
     steps: int
     eval_steps: int
     save_steps: int
+    sample_steps: int
     steps_per_epoch: int
 
 
@@ -51,20 +45,21 @@ def plan(config: RunConfig, examples: int) -> Plan:
     per_epoch = steps_per_epoch(examples, config.batch_size)
     steps = config.max_steps or max(1, round(config.epochs * per_epoch))
     eval_steps = config.eval_steps or max(1, round(steps / 10))
-    return Plan(steps, eval_steps, config.save_steps or eval_steps, per_epoch)
+    save_steps, sample_steps = config.save_steps or eval_steps, config.sample_steps or eval_steps
+    return Plan(steps, eval_steps, save_steps, sample_steps, per_epoch)
 
 
-def make_optimizer(model: PeftModel, config: RunConfig) -> torch.optim.Optimizer:
-    """Return AdamW over the trainable parameters; its states are as small as the adapter."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+_SETTLED = 10
+"""Before so many steps the smoothed loss is too much of a few batches to end a run by."""
+_PAUSE = 0.2
+"""Seconds between two looks at whether a pause is over."""
 
 
 @dataclass
 class Course:
     """A run's way through its steps: all of a step but its gradient. `progress` is kept up to date."""
 
-    model: PeftModel
+    trainee: Trainee
     task: Task
     data: tuple[Sequence[Any], Sequence[Any]]
     """Training examples and validation examples; the second may be empty."""
@@ -73,8 +68,11 @@ class Course:
     progress: Progress
     save: Callable[[], str]
     """Writes a checkpoint and returns its path."""
-    adapter: str = "default"
-    """The run's adapter, of those that the model may have."""
+    wishes: Callable[[], Wishes] = Wishes
+    """Returns what is asked of the run from outside."""
+    sample: Callable[[int], Iterable[Event]] = lambda step: ()
+    """Answers the run's prompts at a step, when it is time."""
+    processes: Processes = ALONE
 
     @property
     def plan(self) -> Plan:
@@ -83,8 +81,8 @@ class Course:
 
     @property
     def done(self) -> bool:
-        """Whether all steps are made."""
-        return self.progress.step >= self.plan.steps
+        """Whether all steps are made, or the run has ended before."""
+        return bool(self.progress.ended) or self.progress.step >= self.plan.steps
 
     def batch(self) -> list[Any]:
         """Return the examples of the step that comes next."""
@@ -92,9 +90,12 @@ class Course:
         indices = batch_at(self.progress.step, len(examples), self.config.batch_size, self.config.seed)
         return [examples[index] for index in indices]
 
-    def step(
-        self, accelerator: Accelerator, batch: Sequence[Any], loss: float, began: float
-    ) -> Generator[Event, None, None]:
+    def dismiss(self) -> None:
+        """Let the other processes stop here, where the first one does."""
+        if isinstance(self.wishes, SharedWishes) and self.processes.first and not self.done:
+            self.wishes.dismiss()
+
+    def step(self, batch: Sequence[Any], loss: float, began: float) -> Generator[Event, None, None]:
         """Step along the gradient of `batch` that the parameters have, evaluate and save when it is time.
 
         Raises:
@@ -102,10 +103,9 @@ class Course:
         """
         progress, timing = self.progress, self.plan
         rate = learning_rate(self.config, progress.step, timing.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = float(accelerator.clip_grad_norm_(trained, self.config.max_grad_norm))
+        norm = float(nn.utils.clip_grad_norm_(trained, self.config.max_grad_norm))
         _check_finite({"loss": loss, "gradient": norm}, progress.step + 1, rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -114,7 +114,8 @@ class Course:
         progress.seconds += seconds
         tokens = sum(self.task.size(example) for example in batch)
         epoch = progress.step / timing.steps_per_epoch
-        stepped = Stepped(progress.step, loss, rate, norm, tokens, seconds, epoch)
+        smoothed = self._smooth(loss)
+        stepped = Stepped(progress.step, loss, rate, norm, tokens, seconds, epoch, smoothed)
 
         evaluated = None
         if self.data[1] and (self.done or progress.step % timing.eval_steps == 0):
@@ -124,66 +125,83 @@ class Course:
         yield stepped
         if evaluated:
             yield evaluated
+        if self.done or progress.step % timing.sample_steps == 0:
+            yield from self._samples()
         if self.done or progress.step % timing.save_steps == 0 or (evaluated and evaluated.best):
             yield Saved(progress.step, self.save())
 
+    def _smooth(self, loss: float) -> float:
+        """Return the smoothed loss, and end the run where that is low enough."""
+        progress = self.progress
+        mean = Smoothed(progress.smooth_total, progress.smooth_weight)
+        smoothed = mean.add(loss)
+        progress.smooth_total, progress.smooth_weight = mean.total, mean.weight
+        goal = self.wishes().stop_at_loss or self.config.stop_at_loss
+        if goal is not None and smoothed <= goal and progress.step >= _SETTLED:
+            progress.ended = "stop_at_loss"
+        return smoothed
+
+    def _samples(self) -> Iterator[Event]:
+        with self.trainee.alone(), settled(self.optimizer):
+            yield from list(self.sample(self.progress.step))
+
     def _evaluate(self) -> Evaluated:
-        with alone(self.model, self.adapter):
-            loss, tokens = evaluate(self.model, self.task, self.data[1], self.config.micro)
+        with self.trainee.alone(), settled(self.optimizer):
+            model, micro = self.trainee.model, self.config.micro
+            loss, tokens = evaluate(model, self.task, self.data[1], micro, self.processes)
         progress = self.progress
         best = progress.best_loss is None or loss < progress.best_loss
+        progress.waited = 0 if best else progress.waited + 1
         if best:
             progress.best_loss, progress.best_step = loss, progress.step
+        if self.config.early_stopping is not None and progress.waited >= self.config.early_stopping:
+            progress.ended = "early_stopping"
         return Evaluated(progress.step, loss, tokens, best)
 
 
 def train(course: Course) -> Generator[Event, None, None]:
-    """Make the steps that are left and yield what happens.
+    """Make the steps that are left, as long as nobody asks for a stop, and yield what happens.
 
     Raises:
         TrainingError: the loss or the gradient is not finite.
     """
-    accelerator = accelerator_for(course.model)
-    model, course.optimizer = accelerator.prepare(course.model, course.optimizer)
+    model, processes = course.trainee.model, course.processes
     model.train()
-    while not course.done:
+    saves = course.wishes().saves
+    while not (course.done or course.wishes().stop):
+        if course.wishes().pause:
+            yield Paused(course.progress.step)
+            time.sleep(_PAUSE)
+            continue
         began = time.perf_counter()
         batch = course.batch()
-        loss = _accumulate(accelerator, model, course.task, batch, course.config.micro)
-        yield from course.step(accelerator, batch, loss, began)
-
-
-def accelerator_for(model: Any) -> Accelerator:
-    """Return what prepares a model and its optimizers for the device that it is on."""
-    return Accelerator(cpu=next(model.parameters()).device.type == "cpu")
-
-
-@contextmanager
-def alone(model: PeftModel, adapter: str) -> Iterator[None]:
-    """Within the block this adapter alone runs and is trainable."""
-    active = model.base_model.active_adapters
-    if active == [adapter]:
-        yield
-        return
-    model.base_model.set_adapter(adapter)
-    try:
-        yield
-    finally:
-        model.base_model.set_adapter(active)
+        processes.begin_step(course.config.seed, course.progress.step)
+        loss = accumulate(model, course.task, batch, course.config.micro, processes)
+        yield from course.step(batch, loss, began)
+        if course.wishes().saves > saves:
+            saves = course.wishes().saves
+            yield Saved(course.progress.step, course.save())
 
 
 @torch.no_grad()
-def evaluate(model: Any, task: Task, examples: Sequence[Any], micro_batch: int) -> tuple[float, int]:
-    """Return (mean loss a trained token in nats, trained tokens) without changing the model's mode."""
+def evaluate(
+    model: Any, task: Task, examples: Sequence[Any], micro_batch: int, processes: Processes = ALONE
+) -> tuple[float, int]:
+    """Return (mean loss a trained token in nats, trained tokens) without changing the model's mode.
+
+    Several processes share the work, and all return the same.
+    """
     was_training = model.training
     model.eval()
     by_size = sorted(examples, key=task.size, reverse=True)
     total = 0.0
-    for start in range(0, len(by_size), micro_batch):
-        total += float(task.loss(model, by_size[start : start + micro_batch]))
+    with processes.passing():
+        for part, counts in processes.passes(by_size, task.size, micro_batch):
+            loss = float(task.loss(model, part))
+            total += loss if counts else 0.0
     model.train(was_training)
     weight = sum(task.weight(example) for example in examples)
-    return total / weight, round(weight)
+    return processes.total([total])[0] / weight, round(weight)
 
 
 def perplexity(loss: float) -> float:
@@ -191,19 +209,25 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, 700.0))
 
 
-def _accumulate(accelerator: Accelerator, model: Any, task: Task, batch: Sequence[Any], micro: int) -> float:
+def accumulate(
+    model: Any, task: Task, batch: Sequence[Any], micro: int, processes: Processes = ALONE
+) -> float:
     """Add the batch's gradient to the parameters, and return its mean loss.
 
     Every micro-batch is divided by the weight of the whole batch, so the gradient does not depend on how the
-    batch is cut.
+    batch is cut, nor on which process computes which part.
     """
     weight = sum(task.weight(example) for example in batch)
     total = 0.0
-    for start in range(0, len(batch), micro):
-        loss = task.loss(model, batch[start : start + micro]) / weight
-        accelerator.backward(loss)
-        total += float(loss.detach())
-    return total
+    with processes.passing():
+        for part, counts in processes.passes(batch, task.size, micro):
+            loss = task.loss(model, part) / weight
+            if not counts:
+                loss = loss * 0.0
+            loss.backward()
+            total += float(loss.detach())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return processes.add_gradients(trained, total)
 
 
 def _check_finite(values: dict[str, float], step: int, rate: float) -> None:

@@ -12,20 +12,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from loralab.errors import ConfigError, LoralabError, TrainingError
+from loralab.models.hardware import choose_device
 from loralab.training.config import RunConfig
-from loralab.training.events import Event, Failed
+from loralab.training.devices import join
+from loralab.training.events import Event, Failed, Interrupted, Paused
 from loralab.training.folder import RunFolder
-from loralab.training.loop import Course, accelerator_for
+from loralab.training.loop import Course
 from loralab.training.record import Recorder
-from loralab.training.run import Run, assemble, make_folders, named
+from loralab.training.run import Run
+from loralab.training.starting import assemble, make_folders, named
 
 __all__ = ["ManyRuns", "start_together"]
 
-_SHARED = ("model", "dtype", "quantize", "activation_checkpointing", "allow_pickle")
-"""Settings of the base, which is one."""
+_PAUSE = 0.2
+_SHARED = (
+    *("model", "dtype", "quantize", "activation_checkpointing", "max_memory", "allow_pickle"),
+    *("label_smoothing", "neftune_alpha"),
+)
+"""Settings of the base, which is one, and of the pass through it that all share."""
 
 
 @dataclass
@@ -49,7 +55,7 @@ class ManyRuns:
         """
         with ExitStack() as held:
             for run in self.runs:
-                held.enter_context(run.folder.hold())
+                held.enter_context(run.hold())
             members = [_Member(run) for run in self.runs]
             try:
                 yield from self._train(members)
@@ -68,14 +74,14 @@ class ManyRuns:
     def _train(self, members: Sequence["_Member"]) -> Iterator[tuple[str, Event]]:
         yield from [(member.name, member.begin()) for member in members]
         shared = self.runs[0]
-        accelerator = accelerator_for(shared.model)
-        model, *optimizers = accelerator.prepare(shared.model, *(m.course.optimizer for m in members))
-        for member, optimizer in zip(members, optimizers, strict=True):
-            member.course.optimizer = optimizer
-        model.train()
+        shared.model.train()
         while going := [member for member in members if member.going]:
-            _add_gradients(accelerator, model, going)
-            happened = [(member.name, event) for member in going for event in member.step(accelerator)]
+            active = [member for member in going if not member.waits()]
+            if not active:
+                yield from [(member.name, member.pause()) for member in going]
+                continue
+            _add_gradients(shared.model, active)
+            happened = [(member.name, event) for member in active for event in member.step()]
             yield from happened
 
 
@@ -89,8 +95,9 @@ class _Member:
         self.name = run.folder.name
         self.going = True
         self.error: LoralabError | None = None
-        self._recorder = Recorder(run.folder, run.plan.steps)
+        self._recorder = Recorder(run.folder, run.config, run.plan.steps)
         self._batch: list[Any] = []
+        self._saves = 0
         self._taken = 0
         """How many examples of the batch have their gradient."""
         self._weight = self._loss = self._seconds = 0.0
@@ -98,9 +105,21 @@ class _Member:
     def begin(self) -> Event:
         """Return the run's first event."""
         self.course = self.run.course()
+        self._saves = self.course.wishes().saves
         started = self.run.started(self.course.progress)
         self._recorder.add(started)
         return started
+
+    def waits(self) -> bool:
+        """Return whether the run was told to pause."""
+        return self.course.wishes().pause and not self.course.wishes().stop
+
+    def pause(self) -> Event:
+        """Wait a little, and say so."""
+        paused = Paused(self.course.progress.step)
+        self._recorder.add(paused)
+        time.sleep(_PAUSE)
+        return paused
 
     def micro_batch(self) -> list[Any]:
         """Return the examples that come next."""
@@ -121,7 +140,7 @@ class _Member:
         self._loss += share
         self._seconds += seconds
 
-    def step(self, accelerator: Accelerator) -> list[Event]:
+    def step(self) -> list[Event]:
         """Step if the batch is whole, and return what happened."""
         events: list[Event] = []
         if self._taken < len(self._batch):
@@ -129,18 +148,28 @@ class _Member:
         self._taken = 0
         began = time.perf_counter() - self._seconds
         try:
-            for event in self.course.step(accelerator, self._batch, self._loss, began):
+            for event in self.course.step(self._batch, self._loss, began):
                 self._recorder.add(event)
                 events.append(event)
-            if self.course.done:
-                finished = self.run.finish(self.course.progress)
-                self._recorder.add(finished)
-                events.append(finished)
+            last = self._last()
+            if last is not None:
+                self._recorder.add(last)
+                events.append(last)
                 self.going = False
         except LoralabError as error:
             self.fail(error)
             events.append(Failed(self.course.progress.step, str(error)))
         return events
+
+    def _last(self) -> Event | None:
+        """Return the run's last event if this is its end, and save what was asked for."""
+        course, wishes = self.course, self.course.wishes()
+        if course.done:
+            return self.run.finish(course.progress)
+        if wishes.stop or wishes.saves > self._saves:
+            self._saves = wishes.saves
+            course.save()
+        return Interrupted(course.progress.step) if wishes.stop else None
 
     def fail(self, error: LoralabError) -> None:
         """Leave the others, for an error."""
@@ -168,7 +197,7 @@ def _interrupt(members: Sequence[_Member]) -> None:
             raise member.error
 
 
-def _add_gradients(accelerator: Accelerator, model: Any, members: Sequence[_Member]) -> None:
+def _add_gradients(model: Any, members: Sequence[_Member]) -> None:
     """Add the gradient of each run's next micro-batch to its parameters.
 
     The sum of the runs' losses gives each adapter the gradient of its own loss, as no other depends on it.
@@ -177,10 +206,10 @@ def _add_gradients(accelerator: Accelerator, model: Any, members: Sequence[_Memb
     run = members[0].run
     joint = run.task.join([member.micro_batch() for member in members])
     # With activation checkpointing the layers are computed again in the backward pass, so it is in here too.
-    with run.model.base_model.rows(*joint.rows([member.run.adapter_name for member in members])):
+    with run.model.base_model.rows(*joint.rows([member.run.trainee.name for member in members])):
         losses = run.task.losses(model, joint)
         shares = torch.stack([member.share(loss) for member, loss in zip(members, losses, strict=True)])
-        accelerator.backward(shares.sum())
+        shares.sum().backward()
     found = shares.tolist()
     seconds = time.perf_counter() - began
     for member, share in zip(members, found, strict=True):
@@ -201,6 +230,8 @@ def start_together(
     """
     if not configs:
         raise ConfigError("no runs were given.")
+    if join(choose_device()).count > 1:
+        raise ConfigError("runs that train together do so in one process; start several for one run only.")
     where = list(sources) or [config.name or f"run {number}" for number, config in enumerate(configs, 1)]
     wanted: list[tuple[RunConfig, RunFolder]] = []
     for config, source in zip(configs, where, strict=True):
@@ -210,7 +241,7 @@ def start_together(
             raise ConfigError(f"{source}: {error}") from None
     _check_together([config for config, _ in wanted], where)
     runs = assemble(wanted)
-    make_folders(runs)
+    make_folders(runs, overwrite=overwrite)
     return ManyRuns(runs)
 
 

@@ -1,42 +1,41 @@
-"""A run from its settings to its adapter: the one place that puts the parts together."""
+"""A run that is ready to go, from its first event to its adapter."""
 
-import dataclasses
-import shutil
-from collections.abc import Collection, Generator, Sequence
-from contextlib import closing
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from loralab.adapters import PeftModel, get_peft_model
 from loralab.adapters.habits import Habits, write_habits
 from loralab.core.adapter import Adapter
 from loralab.data.dataset import Dataset
-from loralab.errors import CheckpointError, ConfigError, LoralabError, TrainingError
-from loralab.files import new_folder, write_json, write_text
+from loralab.data.findings import Finding
+from loralab.data.types import Example
+from loralab.errors import ConfigError, LoralabError
+from loralab.files import new_folder, write_text
 from loralab.models import BaseModel
 from loralab.training.card import card
-from loralab.training.checkpoint import Progress, latest, load_checkpoint, prune, save_checkpoint
-from loralab.training.compiling import compile_layers
+from loralab.training.checkpoint import Progress, load_checkpoint, prune, save_checkpoint
 from loralab.training.config import RunConfig
-from loralab.training.events import Event, Finished, Started
-from loralab.training.folder import RunFolder, find_run, unused_name
+from loralab.training.control import Control, Wishes
+from loralab.training.devices import ALONE, Processes, SharedWishes
+from loralab.training.events import Event, Finished, Interrupted, Started
+from loralab.training.findings import check_run
+from loralab.training.folder import RunFolder
 from loralab.training.forecast import Forecast
-from loralab.training.loop import Course, Plan, alone, evaluate, make_optimizer, plan, train
-from loralab.training.prepare import (
-    adapter_config,
-    causal_lm,
-    keep_less,
-    load_data,
-    open_base,
-    plan_memory,
-    with_cutoff,
-)
+from loralab.training.habits import habits_of
+from loralab.training.loop import Course, Plan, evaluate, plan, train
+from loralab.training.optimizers import make_optimizer
+from loralab.training.probe import Probe, probe
 from loralab.training.record import Recorder, peak_memory
+from loralab.training.report.measuring import General, Measuring, read_effect
+from loralab.training.samples import Sampler
 from loralab.training.tasks.causal_lm import CausalLM
+from loralab.training.trainee import AdapterTrainee, Trainee
 
-__all__ = ["Run", "assemble", "make_folders", "named", "resume", "start"]
+__all__ = ["Run"]
 
 
 @dataclass
@@ -46,52 +45,84 @@ class Run:
     folder: RunFolder
     config: RunConfig
     base: BaseModel
-    model: PeftModel
+    trainee: Trainee
     task: CausalLM
     data: Dataset
     eval_data: Dataset | None
     memory: Forecast
     checkpoint: Path | None = None
     """Where to go on from, if anywhere."""
-    adapter_name: str = "default"
-    """The name of its adapter on the model, which runs that train together share."""
+    sampler: Sampler | None = None
+    """Answers the run's prompts, if it has some."""
+    general: General | None = None
+    """General text, on which is measured what was forgotten."""
+    processes: Processes = ALONE
+    """Those that train it together, each with a `Run` like this one; the first alone writes."""
+
+    made: os.stat_result | None = None
+    """The folder as it was made, of a new run."""
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep the run's folder for this process while the block lasts.
+
+        Raises:
+            ConfigError: another process holds it, or has put another run in its place.
+        """
+        with self.folder.hold():
+            if self.made and not os.path.samestat(self.made, self.folder.path.stat()):
+                raise ConfigError(
+                    f"run {self.folder.name!r} was replaced by another process before it began; "
+                    "choose another --name."
+                )
+            yield
 
     @property
     def plan(self) -> Plan:
         """When the run will do what."""
         return plan(self.config, len(self.data.examples))
 
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """What the checks find in its data and settings, the worst first."""
+        return check_run(self)
+
     @property
     def habits(self) -> Habits:
         """How the adapter is trained to be spoken to."""
-        template = "auto" if self.data.template == "none" else self.data.template
-        return Habits(self.data.format, template)
+        return habits_of(self.data, self.base.tokenizer)
 
     @property
-    def adapter(self) -> Adapter:
-        """The adapter as it is now; its tensors are the model's own, not copies."""
-        return self.model.base_model.adapter(self.adapter_name)
+    def model(self) -> Any:
+        """The model that is trained: the base with its adapters, or of a full fine-tune the base itself."""
+        return self.trainee.model
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter as it is now, its tensors the model's own; a full fine-tune has none."""
+        return self.trainee.adapter if isinstance(self.trainee, AdapterTrainee) else None
 
     @property
     def parameters(self) -> tuple[int, int]:
         """The numbers of trainable parameters, and of those of the base and the adapter together."""
-        everyones, total = self.model.get_nb_trainable_parameters()
-        with alone(self.model, self.adapter_name):
-            own, _ = self.model.get_nb_trainable_parameters()
-        return own, total - everyones + own
+        return self.trainee.parameters()
 
     def events(self) -> Generator[Event, None, None]:
         """Train, and yield what happens; every event is in the run's folder before it is yielded.
 
-        Closing the generator saves a checkpoint of the last whole step and marks the run as interrupted.
+        Closing the generator saves a checkpoint of the last whole step and marks the run as interrupted. Of
+        several processes each goes through its own generator to the end, and only the first may close it.
 
         Raises:
             TrainingError: the loss is not finite, or the adapter came out without any effect.
             CheckpointError: a checkpoint cannot be written or read.
             ConfigError: another process is at this run.
         """
-        with self.folder.hold():
-            recorder = Recorder(self.folder, self.plan.steps)
+        if not self.processes.first:
+            yield from self._train()
+            return
+        with self.hold():
+            recorder = Recorder(self.folder, self.config, self.plan.steps)
             try:
                 with closing(self._train()) as events:
                     for event in events:
@@ -103,17 +134,31 @@ class Run:
             except LoralabError as error:
                 recorder.fail(error)
                 raise
+            finally:
+                recorder.close()
 
     def _train(self) -> Generator[Event, None, None]:
         course = self.course()
-        yield self.started(course.progress)
-        with closing(train(course)) as events:
-            try:
+        try:
+            yield self.started(course.progress)
+            if not course.progress.step:
+                with self.trainee.alone(), self.trainee.without():
+                    samples = list(course.sample(0))
+                yield from samples
+            with closing(train(course)) as events:
                 yield from events
-            except GeneratorExit:
+        except GeneratorExit:
+            course.dismiss()
+            if course.progress.step:
                 course.save()
-                raise
-        yield self.finish(course.progress)
+            raise
+        if not course.done:
+            course.save()
+            yield Interrupted(course.progress.step)
+        elif self.processes.first:
+            yield self.finish(course.progress)
+        elif self.processes.in_step:
+            self._measure_the_result(course.progress)
 
     def course(self) -> Course:
         """Return the way through the steps, from the first one or the checkpoint on.
@@ -122,23 +167,76 @@ class Run:
             CheckpointError: the checkpoint cannot be read.
         """
         held_out = self.eval_data.examples if self.eval_data else ()
-        with alone(self.model, self.adapter_name):
+        with self.trainee.alone():
             optimizer = make_optimizer(self.model, self.config)
-        progress = Progress()
-        if self.checkpoint:
-            progress = load_checkpoint(self.checkpoint, self.model, optimizer, self.adapter_name)
-        elif held_out:
-            with self.model.disable_adapter():
-                progress.base_loss, _ = evaluate(self.model, self.task, held_out, self.config.micro)
+        processes, wishes = self.processes, self._wishes()
+        self._keep_the_start()
+        progress, checkpoint = Progress(), self.checkpoint
+        if checkpoint:
+            progress = processes.together(lambda: load_checkpoint(checkpoint, self.trainee, optimizer))
+        else:
+            progress.base_loss = self._measure_the_base(held_out)
 
         def save() -> str:
             path = self.folder.checkpoint(progress.step)
-            save_checkpoint(path, self.model, optimizer, progress, self.adapter_name)
-            prune(self.folder.checkpoints, self.config.keep_checkpoints, progress.best_step)
+            if processes.first:
+                save_checkpoint(path, self.trainee, optimizer, progress)
+                prune(self.folder.checkpoints, self.config.keep_checkpoints, progress.best_step)
             return str(path)
 
         data = (self.data.examples, held_out)
-        return Course(self.model, self.task, data, self.config, optimizer, progress, save, self.adapter_name)
+        course = Course(self.trainee, self.task, data, self.config, optimizer, progress, save, wishes)
+        course.processes = processes
+        if self.sampler is not None and (processes.first or processes.in_step):
+            course.sample = self.sampler.at
+        return course
+
+    def _measure_the_base(self, held_out: Sequence[Example]) -> float | None:
+        """Return the base's validation loss, and keep what it makes of general text for the report."""
+        if self._measuring is not None:
+            self._measuring.before()
+        if not held_out:
+            return None
+        with self.trainee.alone(), self.trainee.without():
+            return evaluate(self.model, self.task, held_out, self.config.micro, self.processes)[0]
+
+    def _measure_the_result(self, progress: Progress) -> None:
+        """Put what was chosen on the model, and keep what it makes of general text."""
+        self.trainee.read(self.folder.checkpoint(self._chosen(progress)))
+        if self._measuring is not None and read_effect(self.folder.path) is not None:
+            self._measuring.after()
+
+    def _chosen(self, progress: Progress) -> int:
+        return (self.config.keep_best and progress.best_step) or progress.step
+
+    def _wishes(self) -> Callable[[], Wishes]:
+        """Return what tells what is asked of the run from outside; the first process reads it, for all."""
+        control = Control(self.folder.path)
+        if self.processes.first:
+            control.begin()
+        return control.read if self.processes.count == 1 else SharedWishes(self.processes, control.read)
+
+    @property
+    def _measuring(self) -> Measuring | None:
+        first = self.processes.first
+        if self.general is None or not (first or self.processes.in_step):
+            return None
+        folder = self.folder.path
+        return Measuring(folder, self.trainee, self.task, self.general, self.config.micro, writes=first)
+
+    def _keep_the_start(self) -> None:
+        """Keep the adapter as it begins, where it stands on other weights than the base's."""
+        if isinstance(self.trainee, AdapterTrainee) and self.trainee.changes_base:
+            self.trainee.start = self.folder.path / "start"
+            if self.processes.first and not self.trainee.start.exists():
+                with new_folder(self.trainee.start) as temporary:
+                    self.trainee.write(temporary)
+
+    def probe(self) -> Probe:
+        """Return what two steps tell of the run's time and memory; they leave no trace."""
+        held_out = self.eval_data.examples if self.eval_data else ()
+        data = (self.data.examples, held_out)
+        return probe(self.trainee, self.task, data, self.config, self.processes)
 
     def started(self, progress: Progress) -> Started:
         """Return the run's first event."""
@@ -151,148 +249,24 @@ class Run:
         Raises:
             TrainingError: it is without any effect.
         """
-        chosen = progress.best_step or progress.step
-        adapter = self.adapter
-        if not any(factors.norm() > 0 for factors in adapter.modules().values()):
-            raise TrainingError(
-                "the trained adapter changes nothing: every B is still zero. Is the learning rate too low?"
-            )
-        with new_folder(self.folder.adapter) as temporary:
-            for name in ("adapter_config.json", "adapter_model.safetensors"):
-                shutil.copyfile(self.folder.checkpoint(chosen) / name, temporary / name)
-            write_habits(temporary, self.habits)
-            write_text(temporary / "README.md", card(self.config, self.data, progress, adapter.config))
+        chosen = self._chosen(progress)
+        result = self.folder.model if self.config.full else self.folder.adapter
+        with new_folder(result) as temporary:
+            self.trainee.publish(self.folder.checkpoint(chosen), temporary)
+            habits = self.habits
+            write_habits(temporary, habits)
+            if self.adapter is not None:
+                lora, found = self.adapter.config, self.findings
+                text = card(self.config, self.data, progress, lora, found, habits)
+                write_text(temporary / "README.md", text)
+        self._measure_the_result(progress)
         return Finished(
             progress.step,
-            str(self.folder.adapter),
+            str(result),
             chosen,
             progress.base_loss,
             progress.best_loss,
             progress.seconds,
             peak_memory(),
+            progress.ended or "steps",
         )
-
-
-def start(config: RunConfig, *, overwrite: bool = False) -> Run:
-    """Load and check everything for a new run, and make its folder. See `start_together` for several.
-
-    Nothing is written before all checks have passed.
-
-    Raises:
-        ConfigError: a setting does not hold for this model or data, or the name is taken.
-        DataError, ModelError, TargetError: as the parts raise them.
-    """
-    runs = assemble([named(config, overwrite=overwrite)])
-    make_folders(runs)
-    return runs[0]
-
-
-def resume(name: str, runs: str = "runs") -> Run:
-    """Load everything for going on with the run `name` from its newest checkpoint.
-
-    Raises:
-        ConfigError: there is no such run, it is running, or it is finished.
-        CheckpointError: the data has changed since it began.
-    """
-    folder = find_run(runs, name)
-    state = folder.state()
-    if state.state == "running":
-        raise ConfigError(f"run {name!r} is running now, as process {state.pid}.")
-    if state.state == "finished":
-        raise ConfigError(f"run {name!r} is finished; its adapter is {folder.adapter}.")
-    run = assemble([(folder.config(), folder)])[0]
-    run.checkpoint = latest(folder.checkpoints)
-    _check_unchanged(run)
-    return run
-
-
-def named(config: RunConfig, *, overwrite: bool, taken: Collection[str] = ()) -> tuple[RunConfig, RunFolder]:
-    """Return the settings with the run's name, and the folder that it may take.
-
-    Raises:
-        ConfigError: the base or the data was not given, or there is a run of that name.
-    """
-    for setting in ("model", "data"):
-        if not getattr(config, setting):
-            raise ConfigError(
-                f'no {setting} was given; add --{setting}, or {setting} = "..." to the TOML file.'
-            )
-    name = config.name or unused_name(config.runs, Path(config.data).stem, taken)
-    folder = RunFolder(Path(config.runs) / name)
-    folder.check_free(overwrite=overwrite)
-    return config.model_copy(update={"name": name}), folder
-
-
-def assemble(wanted: Sequence[tuple[RunConfig, RunFolder]]) -> list[Run]:
-    """Return a run for each of the settings, all on one base model that is loaded once.
-
-    Every adapter begins as it would alone. Raises as `start`.
-    """
-    base = open_base(wanted[0][0])
-    configs = [with_cutoff(config, base) for config, _ in wanted]
-    data = [load_data(config.data, config, base) for config in configs]
-    eval_data = [load_data(c.eval_data, c, base) if c.eval_data else None for c in configs]
-    torch.manual_seed(configs[0].seed)
-    model = get_peft_model(base.model, adapter_config(configs[0]))
-    names = ["default"]
-    for config in configs[1:]:
-        names.append(f"run{len(names)}")  # a run's own name may have dots in it
-        torch.manual_seed(config.seed)
-        model.add_adapter(names[-1], adapter_config(config))
-    model.base_model.set_adapter(names)
-    task = causal_lm(base)
-    memory = plan_memory(model, base, task, list(zip(configs, data, strict=True)))
-    if memory.recomputed or configs[0].activation_checkpointing:
-        keep_less(base, memory.recomputed)
-    if configs[0].compile:
-        compile_layers(base.model)
-    return [
-        Run(folder, config, base, model, task, rows, held_out, memory, adapter_name=name)
-        for (_, folder), config, rows, held_out, name in zip(
-            wanted, configs, data, eval_data, names, strict=True
-        )
-    ]
-
-
-def make_folders(runs: Sequence[Run]) -> None:
-    """Make the folders of new runs."""
-    for run in runs:
-        rejected = [dataclasses.asdict(r) for d in (run.data, run.eval_data) if d for r in d.rejected]
-        with new_folder(run.folder.path) as temporary:
-            write_text(temporary / "config.toml", run.config.to_toml())
-            write_json(temporary / "plan.json", _plan_of(run))
-            RunFolder(temporary).write_lines("rejected.jsonl", rejected)
-
-
-def _check_unchanged(run: Run) -> None:
-    """Hold the data to what the run began with: with other rows it would be another run."""
-    before = run.folder.plan()
-    for file, data, key in (
-        (run.config.data, run.data, "data_fingerprint"),
-        (run.config.eval_data, run.eval_data, "eval_fingerprint"),
-    ):
-        if data and before.get(key) not in (None, data.fingerprint):
-            raise CheckpointError(
-                f"{file} has changed since run {run.folder.name!r} began, so the run cannot go on as it was. "
-                "Put the file back, or start a new run."
-            )
-
-
-def _plan_of(run: Run) -> dict[str, object]:
-    trainable, total = run.parameters
-    return {
-        **dataclasses.asdict(run.plan),
-        "examples": len(run.data.examples),
-        "rejected": len(run.data.rejected),
-        "tokens": run.data.tokens,
-        "trained_tokens": run.data.trained_tokens,
-        "format": run.data.format,
-        "template": run.data.template,
-        "trainable_parameters": trainable,
-        "parameters": total,
-        "dtype": str(run.base.dtype).removeprefix("torch."),
-        "isolation": run.task.isolation,
-        "memory": dataclasses.asdict(run.memory),
-        "data_fingerprint": run.data.fingerprint,
-        "eval_fingerprint": run.eval_data.fingerprint if run.eval_data else None,
-    }

@@ -22,6 +22,7 @@ def command(
     compare
         Let the base answer beside the adapter; each line is then a conversation of its own.
     """
+    from loralab.cli.findings import warn
     from loralab.cli.speak import Speaker
     from loralab.data.types import Message
     from loralab.errors import ConfigError
@@ -32,6 +33,7 @@ def command(
     if compare and voice.adapter is None:
         raise ConfigError("--compare sets an adapter beside the base; name one with --adapter.")
     speaker = Speaker.load(voice)
+    warn(speaker.doubt)
     said: list[Message] = []
 
     def answer(label: str, alone: bool) -> str:

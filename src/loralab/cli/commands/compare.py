@@ -58,9 +58,10 @@ def command(
             "DoRA", f"magnitudes differ by {magnitudes[far]:.2g} at most, at {far}; all else is of BA"
         )
     if plot:
-        from loralab.tools.picture import comparison_figure, save
+        from loralab.pictures import comparison_figure, save
 
-        save(comparison_figure(found, f"Cosine of {Path(one).name} and {Path(two).name}"), plot)
+        cosines = {x.module: x.cosine for x in found.layers}
+        save(comparison_figure(cosines, f"Cosine of {Path(one).name} and {Path(two).name}"), plot)
         screen.fact("picture", str(plot))
     screen.table(
         ("module", "|one|", "|two|", "cosine", "writes", "(chance)", "reads", "(chance)", "least angle"),

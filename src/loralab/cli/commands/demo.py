@@ -21,7 +21,7 @@ def command(*, runs: str = "runs", output: Output = Output()) -> None:  # noqa: 
     from loralab.serving.generate import Sampling, stream
     from loralab.training.config import check, read_toml
     from loralab.training.folder import unused_name
-    from loralab.training.run import start
+    from loralab.training.starting import start
 
     screen = Screen(output)
     files = {"data": str(demo.TRAIN), "eval_data": str(demo.EVAL)}

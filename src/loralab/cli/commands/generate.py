@@ -30,6 +30,7 @@ def command(
     raw
         Continue the prompt as it stands, without a template.
     """
+    from loralab.cli.findings import warn
     from loralab.cli.speak import Speaker
     from loralab.serving.generate import Sampling
 
@@ -39,6 +40,7 @@ def command(
     if not text.strip():
         raise ConfigError("the prompt is empty; give it as an argument or on standard input.")
     speaker = Speaker.load(voice)
+    warn(speaker.doubt)
     pieces = []
     for piece in speaker.answer(text, sampling, raw=raw):
         screen.write(piece)

@@ -47,11 +47,11 @@ def command(
     """
     from loralab.adapters import PeftModel
     from loralab.adapters.store import find_adapter
+    from loralab.core.finite import check_finite
     from loralab.files import new_folder
     from loralab.models import load_base
     from loralab.models.quiet import quiet
     from loralab.tools.old_peft import read_current
-    from loralab.tools.parts import check_finite
 
     screen = Screen(output)
     folder = find_adapter(adapter, runs)

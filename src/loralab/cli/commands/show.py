@@ -34,7 +34,7 @@ def command(
     import dataclasses
 
     from loralab.adapters.store import find_adapter
-    from loralab.tools.describe import describe
+    from loralab.core.describe import describe
     from loralab.tools.old_peft import read_current
 
     screen = Screen(output)
@@ -68,7 +68,7 @@ def command(
             "DoRA", f"magnitudes |m| on {len(dora)} of {len(rows)} modules; the other numbers are of BA alone"
         )
     if plot:
-        from loralab.tools.picture import adapter_figure, save
+        from loralab.pictures import adapter_figure, save
 
         # A run keeps its adapter in a folder called so.
         title = folder.parent.name if folder.name == "adapter" else folder.name

@@ -3,6 +3,7 @@
 A format is a module with `COLUMNS` (the columns that a row must have), `OPTIONAL` (those it may have),
 `TEMPLATE` (the named template that suits it when the tokenizer has none of its own) and
 `parse(row, source)`, which returns a `Text` or a `Chat` and raises `DataError` for a row that is not one.
+A file of text-generation-webui's formats is one too, named by its path.
 """
 
 import importlib
@@ -14,38 +15,54 @@ from loralab.data.fields import Row, quoted
 from loralab.data.types import Chat, Text
 from loralab.errors import ConfigError, DataError, did_you_mean
 
-__all__ = ["Format", "check_columns", "detect", "get", "names"]
+__all__ = ["Format", "check_columns", "detect", "get", "is_file", "names"]
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A module of this folder, as the flow sees it."""
+    """A module of this folder, or a file of formats, as the flow sees it."""
 
     name: str
     columns: tuple[str, ...]
     optional: tuple[str, ...]
     template: str
     parse: Callable[[Row, str], Text | Chat]
+    prompt: tuple[str, ...] = ()
+    """What a user's words stand between in a prompt, for a format that writes prompts itself: the prompt is
+    ``words.join(prompt)``. Empty for one that does not, or whose prompts are of several columns."""
 
 
 def names() -> list[str]:
-    """Return the names of all formats, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """Return the names of all formats, sorted; files of formats have none."""
+    return sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
+
+
+def is_file(name: str) -> bool:
+    """Return whether `name` is that of a file of formats, whose contents the examples depend on."""
+    return name.lower().endswith(".json")
 
 
 def get(name: str) -> Format:
     """Return the format of that name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or the file is none of formats.
     """
+    if is_file(name):
+        return _read_file(name)
     known = names()
     if name not in known:
         raise ConfigError(
-            f"unknown data format {name!r}; known are {quoted(known)}.{did_you_mean(name, known)}"
+            f"unknown data format {name!r}; known are {quoted(known)}, and the path of a .json file of "
+            f"text-generation-webui's formats.{did_you_mean(name, known)}"
         )
     module = importlib.import_module(f"{__name__}.{name}")
     return Format(name, module.COLUMNS, module.OPTIONAL, module.TEMPLATE, module.parse)
+
+
+def _read_file(name: str) -> Format:
+    file = importlib.import_module(f"{__name__}._file").read(name)
+    return Format(name, (), file.columns, "bare", file.parse, file.prompt)
 
 
 def detect(columns: Iterable[str], source: str) -> Format:

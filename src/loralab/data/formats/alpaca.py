@@ -3,7 +3,7 @@
 `input` may be missing, empty or null, and so may `system`.
 """
 
-from loralab.data.fields import Row, read_text
+from loralab.data.fields import Row, optional_text, read_text
 from loralab.data.types import Chat, Message
 
 COLUMNS = ("instruction", "output")
@@ -18,9 +18,7 @@ def parse(row: Row, source: str) -> Chat:
         DataError: a column is no string.
     """
     instruction = read_text(row, "instruction", source)
-    given, system = (
-        read_text(row, column, source) if row.get(column) is not None else "" for column in OPTIONAL
-    )
+    given, system = (optional_text(row, column, source) for column in OPTIONAL)
     content = f"{instruction}\n\n{given}" if given else instruction
     question = Message("user", content, given)
     answer = Message("assistant", read_text(row, "output", source))

@@ -1,13 +1,15 @@
-"""Conversations as OpenAI writes them: ``{"messages": [{"role": "user", "content": "Hi"}, ...]}``."""
+"""Conversations as OpenAI writes them: ``{"messages": [{"role": "user", "content": "Hi"}, ...]}``.
 
-from loralab.data.fields import Row, read_turns
+The assistant may call functions (`tool_calls`), and `tools` may say which there are.
+"""
+
+from loralab.data.fields import Row, check_answered
+from loralab.data.formats._messages import SPOKEN, read_messages, read_tools
 from loralab.data.types import Chat
 
 COLUMNS = ("messages",)
-OPTIONAL: tuple[str, ...] = ()
+OPTIONAL = ("tools",)
 TEMPLATE = "chatml"
-
-_ROLES = {role: role for role in ("system", "user", "assistant", "tool")}
 
 
 def parse(row: Row, source: str) -> Chat:
@@ -16,4 +18,6 @@ def parse(row: Row, source: str) -> Chat:
     Raises:
         DataError: it is badly nested, empty, has an unknown role or no assistant turn.
     """
-    return Chat(read_turns(row, "messages", ("role", "content"), _ROLES, source))
+    messages = read_messages(row, "messages", source)
+    check_answered(messages, f"{source}: 'messages'", SPOKEN)
+    return Chat(messages, read_tools(row, source))

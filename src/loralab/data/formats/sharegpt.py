@@ -3,7 +3,16 @@
 A `function_call` is the model's own output, so it is an assistant turn; an `observation` is the tool's.
 """
 
-from loralab.data.fields import Row, read_text, read_turns
+from loralab.data.fields import (
+    Row,
+    Turn,
+    check_answered,
+    check_trainable,
+    optional_text,
+    read_role,
+    read_text,
+    read_turns,
+)
 from loralab.data.types import Chat, Message
 
 COLUMNS = ("conversations",)
@@ -21,6 +30,7 @@ _ROLES = {
     "observation": "tool",
     "function_response": "tool",
 }
+_SPOKEN = " or ".join(f"'from' {name!r}" for name, role in _ROLES.items() if role == "assistant")
 
 
 def parse(row: Row, source: str) -> Chat:
@@ -29,6 +39,12 @@ def parse(row: Row, source: str) -> Chat:
     Raises:
         DataError: it is badly nested, empty, has an unknown speaker or no assistant turn.
     """
-    turns = read_turns(row, "conversations", ("from", "value"), _ROLES, source)
-    system = read_text(row, "system", source) if row.get("system") is not None else ""
+    turns = tuple(_read_turn(turn, where) for turn, where in read_turns(row, "conversations", source))
+    check_answered(turns, f"{source}: 'conversations'", _SPOKEN)
+    system = optional_text(row, "system", source)
     return Chat((Message("system", system), *turns) if system else turns)
+
+
+def _read_turn(turn: Turn, where: str) -> Message:
+    check_trainable(turn, where)
+    return Message(read_role(turn, ("from", "value"), _ROLES, where), read_text(turn, "value", where))

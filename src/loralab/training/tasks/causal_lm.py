@@ -5,6 +5,7 @@ Shape key: B rows, T tokens of a row, K kept positions, N trained tokens, V voca
 
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from loralab.data.batch import Batch, Isolation, collate_parts
 from loralab.data.types import Example
 from loralab.training.tasks import Joint
 from loralab.training.tasks.head import plain_head, taken_aside
+from loralab.training.tasks.noise import noisy_embeddings
 
 __all__ = ["CausalLM"]
 
@@ -31,6 +33,10 @@ class CausalLM:
     dtype: torch.dtype
     direct: bool = False
     """Whether the model's scores are those of its head and nothing more, see `head_is_last`."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over the vocabulary, in training."""
+    neftune_alpha: float = 0.0
+    """Noise on the embeddings, in training."""
 
     def weight(self, example: Example) -> float:
         """Return the sum of the example's loss weights."""
@@ -76,20 +82,29 @@ class CausalLM:
         # The first token of an example is not trained, so what is trained stands run by run.
         each = list(joint.trained)
         targets, weights = targets_BK[trained_BK].split(each), weights_BK[trained_BK].split(each)
+        smoothing = self.label_smoothing if model.training else 0.0
         if plain is None or not self.direct:
-            logits_NV = _kept(model(**inputs).logits, keeps)[trained_BK]
+            with self._noise(model, batch):
+                logits_NV = _kept(model(**inputs).logits, keeps)[trained_BK]
             return [
-                (F.cross_entropy(own.float(), target, reduction="none") * weight).sum()
+                (
+                    F.cross_entropy(own.float(), target, reduction="none", label_smoothing=smoothing) * weight
+                ).sum()
                 for own, target, weight in zip(logits_NV.split(each), targets, weights, strict=True)
             ]
         parent, name, head = plain
-        with taken_aside(parent, name) as aside:
+        with taken_aside(parent, name) as aside, self._noise(model, batch):
             model(**inputs)
         hidden_NI = _kept(aside.hidden_BKI, keeps)[trained_BK]
         return [
-            head_loss(own, head.weight, head.bias, target, weight)
+            head_loss(own, head.weight, head.bias, target, weight, smoothing)
             for own, target, weight in zip(hidden_NI.split(each), targets, weights, strict=True)
         ]
+
+    def _noise(self, model: Any, batch: Batch) -> AbstractContextManager[None]:
+        if not (self.neftune_alpha and model.training):
+            return nullcontext()
+        return noisy_embeddings(model, self.neftune_alpha, batch.documents_BT)
 
 
 def _kept(values: Tensor, keeps: bool) -> Tensor:

@@ -12,16 +12,23 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from loralab.core.describe import Description, place_in_grid
 from loralab.files import write_file
-from loralab.tools.compare import Comparison
-from loralab.tools.describe import Description, place_in_grid
 
-__all__ = ["adapter_figure", "comparison_figure", "curves_figure", "save"]
+__all__ = [
+    "COLOURS",
+    "LOOK",
+    "adapter_figure",
+    "comparison_figure",
+    "curves_figure",
+    "modules_figure",
+    "save",
+]
 
 # Okabe and Ito's colours, which people who confuse red and green tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8A6D3B")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8A6D3B")
 _STYLES = ("-", "--", ":")
-_LOOK = {
+LOOK = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
@@ -43,7 +50,7 @@ def adapter_figure(layers: Sequence[Description], title: str) -> Figure:
     places = _places([layer.module for layer in layers])
     width, height = _size(places)
     width = max(8.5, 2 * width)
-    with matplotlib.rc_context(_LOOK):
+    with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=(width, 3.6 + height), layout="constrained")
         figure.suptitle(title, fontsize=12)
         top, bottom = figure.subfigures(2, 1, height_ratios=(3.6, height))
@@ -59,13 +66,21 @@ def adapter_figure(layers: Sequence[Description], title: str) -> Figure:
     return figure
 
 
-def comparison_figure(comparison: Comparison, title: str) -> Figure:
-    """Return a heat map of the cosines between the deltas of two adapters."""
-    places = _places([layer.module for layer in comparison.layers])
-    cells = dict(zip(places, (layer.cosine for layer in comparison.layers), strict=True))
-    with matplotlib.rc_context(_LOOK):
+def comparison_figure(cosines: Mapping[str, float], title: str) -> Figure:
+    """Return a heat map of the cosines between the deltas of two adapters, by module."""
+    cells = dict(zip(_places(list(cosines)), cosines.values(), strict=True))
+    with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=_size(list(cells)), layout="constrained")
         _heat_map(figure.subplots(), cells, title, (-1, 1))
+    return figure
+
+
+def modules_figure(values: Mapping[str, float], title: str) -> Figure:
+    """Return a heat map of numbers of at least 0, by module."""
+    cells = dict(zip(_places(list(values)), values.values(), strict=True))
+    with matplotlib.rc_context(LOOK):
+        figure = Figure(figsize=_size(list(cells)), layout="constrained")
+        _heat_map(figure.subplots(), cells, title, (0, max([*values.values(), 1e-30])))
     return figure
 
 
@@ -73,7 +88,7 @@ def curves_figure(
     groups: Mapping[str, Sequence[Sequence[float]]], title: str, x_label: str, y_label: str, scale: str
 ) -> Figure:
     """Return a picture of curves over 1, 2, 3 ..., see `_curves`."""
-    with matplotlib.rc_context(_LOOK):
+    with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=(6.5, 3.4), layout="constrained")
         axes = figure.subplots()
         axes.set_title(title)
@@ -93,7 +108,7 @@ def _curves(
     On a logarithmic axis a curve ends where it is no longer above 0.
     """
     keep: Callable[[float], bool] = (lambda v: v > 0) if scale == "log" else (lambda v: v == v)
-    styles = cycle((style, colour) for style in _STYLES for colour in _COLOURS)
+    styles = cycle((style, colour) for style in _STYLES for colour in COLOURS)
     drawn = False
     for (name, found), (style, colour) in zip(groups.items(), styles, strict=False):
         lines = [_until(line, keep) for line in found]
@@ -158,7 +173,7 @@ def save(figure: Figure, path: Path) -> None:
         CheckpointError: the file cannot be written.
     """
     ending = path.suffix.lower()
-    with matplotlib.rc_context(_LOOK):
+    with matplotlib.rc_context(LOOK):
         write_file(
             path,
             lambda file: figure.savefig(file, format=ending[1:], dpi=120, metadata=_UNDATED[ending]),

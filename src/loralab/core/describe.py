@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from loralab.core.adapter import Adapter
+from loralab.core.finite import check_finite
 from loralab.core.svd import product_svd
-from loralab.tools.parts import check_finite
 
 __all__ = ["Description", "describe", "entropy_rank", "place_in_grid", "stable_rank"]
 

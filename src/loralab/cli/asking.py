@@ -1,0 +1,33 @@
+"""What the commands say to a run that another process trains."""
+
+from loralab.cli.output import Screen
+from loralab.errors import ConfigError
+from loralab.training.control import Control, Wishes
+from loralab.training.folder import RunFolder, find_run
+
+__all__ = ["ask", "asked"]
+
+
+def asked(name: str, runs: str) -> Wishes:
+    """Return what has been asked of a run. Raises as `ask`."""
+    return Control(_running(name, runs).path).read()
+
+
+def ask(name: str, runs: str, screen: Screen, what: str, **wishes: object) -> None:
+    """Ask something of a running run, and say what it will do.
+
+    Raises:
+        ConfigError: there is no such run, or it is not running.
+    """
+    folder = _running(name, runs)
+    Control(folder.path).ask(**wishes)
+    screen.data({"run": name, **wishes})
+    screen.say(f"run {name!r} {what}.")
+
+
+def _running(name: str, runs: str) -> RunFolder:
+    folder = find_run(runs, name)
+    state = folder.state()
+    if not state.alive:
+        raise ConfigError(f"run {name!r} is not running: it is {state.state}.")
+    return folder
