@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from measure import report
+from measure import commit, report
 
 from loralab.data.types import Example
 from loralab.models import BaseModel
@@ -197,6 +197,7 @@ def run(trial: Trial, size: Size, rows: Rows) -> Settings:
         "validation_tokens": tokens,
         "parameters": trainee.parameters()[0],
         "learning_rate": config.learning_rate,
+        "commit": commit(),
     }
     if trial.part == "headline":
         found |= {"text": write_and_score(trainee.model, base, size)}

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from loralab.adapters import read_adapter
+from loralab.core.describe import describe
 from loralab.core.svd import product_svd
-from loralab.tools.describe import describe
-from loralab.tools.picture import adapter_figure, curves_figure, save
+from loralab.pictures import adapter_figure, curves_figure, save
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 

@@ -52,7 +52,8 @@ def grouped(values: Result, part: str) -> Iterator[tuple[str, list[Result]]]:
 
 def facts(values: Result) -> list[str]:
     machine = f"{values['hardware']}, threads: {values['threads']}, torch {values['torch']}"
-    return [f"`{values['command']}`: {machine}, commit {values['commit']}, {values['date']}."]
+    commits = " and ".join(dict.fromkeys(trial["commit"] for trial in values["trials"]))
+    return [f"`{values['command']}`: {machine}, commit {commits}, {values['date']}."]
 
 
 def losses(part: str) -> Callable[[Result], list[str]]:

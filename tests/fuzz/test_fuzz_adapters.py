@@ -70,7 +70,7 @@ def copy(poet: Path) -> Path:
     return Path("bad")
 
 
-@settings(FEW, max_examples=120)
+@settings(FEW, max_examples=70)
 @given(name=command, changes=st.dictionaries(st.sampled_from(KEYS) | text, value, min_size=1, max_size=2))
 def test_any_config(place: Any, poet: Path, name: str, changes: dict[str, Any]) -> None:
     path = copy(poet) / "adapter_config.json"
@@ -78,7 +78,7 @@ def test_any_config(place: Any, poet: Path, name: str, changes: dict[str, Any]) 
     hold(place, name)
 
 
-@settings(FEW, max_examples=80)
+@settings(FEW, max_examples=50)
 @given(name=command, file=st.sampled_from(FILES), cuts=cuts)
 def test_a_damaged_file(
     place: Any, poet: Path, name: str, file: str, cuts: list[tuple[int, int, bytes]]
@@ -94,7 +94,7 @@ def test_a_damaged_file(
     hold(place, name)
 
 
-@settings(FEW, max_examples=40)
+@settings(FEW, max_examples=25)
 @given(name=command, file=st.sampled_from(FILES), content=st.binary(max_size=50), share=st.floats(0, 1))
 def test_any_bytes(place: Any, poet: Path, name: str, file: str, content: bytes, share: float) -> None:
     path = copy(poet) / file
@@ -102,7 +102,7 @@ def test_any_bytes(place: Any, poet: Path, name: str, file: str, content: bytes,
     hold(place, name)
 
 
-@settings(FEW, max_examples=60)
+@settings(FEW, max_examples=35)
 @given(
     name=command,
     which=st.integers(0, 99),

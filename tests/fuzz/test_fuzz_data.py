@@ -116,20 +116,20 @@ def show(place: Any, name: str, content: bytes, given_flags: dict[str, str]) -> 
     Path(name).unlink()
 
 
-@settings(FEW, max_examples=150)
+@settings(FEW, max_examples=90)
 @given(rows=st.lists(row, max_size=4), whole=st.booleans(), given_flags=flags)
 def test_any_rows(place: Any, rows: list[Any], whole: bool, given_flags: dict[str, str]) -> None:
     text = json.dumps(rows) if whole else "".join(json.dumps(one) + "\n" for one in rows)
     show(place, "fuzz.json" if whole else "fuzz.jsonl", text.encode(), given_flags)
 
 
-@settings(FEW, max_examples=60)
+@settings(FEW, max_examples=35)
 @given(content=st.binary(max_size=60), suffix=st.sampled_from([*WHOLE, ".tsv", ".xyz"]), given_flags=flags)
 def test_any_bytes(place: Any, content: bytes, suffix: str, given_flags: dict[str, str]) -> None:
     show(place, f"fuzz{suffix}", content, given_flags)
 
 
-@settings(FEW, max_examples=100)
+@settings(FEW, max_examples=60)
 @given(kind=st.sampled_from(list(WHOLE)), cuts=cuts)
 def test_a_damaged_file(place: Any, kind: str, cuts: list[tuple[int, int, bytes]]) -> None:
     show(place, f"fuzz{kind}", damage(WHOLE[kind], cuts), {})

@@ -69,13 +69,13 @@ def tell(place: Any, content: bytes, *words: str) -> None:
     shutil.rmtree(place.folder / "runs/fuzz", ignore_errors=True)
 
 
-@settings(FEW, max_examples=100)
+@settings(FEW, max_examples=60)
 @given(values=st.dictionaries(key, value, max_size=4))
 def test_any_settings(place: Any, values: dict[str, Any]) -> None:
     tell(place, tomli_w.dumps(values).encode())
 
 
-@settings(FEW, max_examples=60)
+@settings(FEW, max_examples=35)
 @given(values=some)
 def test_settings_of_the_right_kind(place: Any, values: dict[str, Any]) -> None:
     usual = {"model": "tiny", "data": "train.jsonl", "dtype": "float32", "batch_size": 4}
@@ -85,13 +85,13 @@ def test_settings_of_the_right_kind(place: Any, values: dict[str, Any]) -> None:
     tell(place, tomli_w.dumps(values).encode())
 
 
-@settings(FEW, max_examples=60)
+@settings(FEW, max_examples=35)
 @given(content=st.binary(max_size=40) | text.map(str.encode))
 def test_any_file(place: Any, content: bytes) -> None:
     tell(place, content)
 
 
-@settings(FEW, max_examples=40)
+@settings(FEW, max_examples=25)
 @given(
     value=st.recursive(leaf, lambda inner: st.dictionaries(text, inner, max_size=2), max_leaves=6), name=key
 )

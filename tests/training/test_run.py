@@ -89,8 +89,8 @@ def test_a_finished_run_s_folder(settings, eval_file):
     folder = folder_of(config)
     names = {path.name for path in folder.path.iterdir()}
     assert names == {
-        *("run.json", "config.toml", "plan.json", "events.jsonl", "rejected.jsonl", "checkpoints", "adapter"),
-        ".lock",
+        *("run.json", "config.toml", "plan.json", "events.jsonl", "rejected.jsonl", "effect.json"),
+        *("checkpoints", "adapter", ".lock"),
     }
     assert {path.name for path in folder.adapter.iterdir()} == {
         *("adapter_config.json", WEIGHTS, "loralab.json", "README.md")

@@ -37,7 +37,7 @@ class Given:
     @property
     def epochs(self) -> float:
         """Passes over the data."""
-        return self.steps * self.config.batch_size / max(self.examples, 1)
+        return self.steps / max(1, -(-self.examples // self.config.batch_size))
 
 
 def check_settings(given: Given) -> list[Finding]:
