@@ -98,15 +98,6 @@ def test_whole_runs_against_peft_and_trl() -> None:
         assert loss <= row["curve"][0][2]
 
 
-@pytest.mark.slow
-def test_what_a_plan_foretells() -> None:
-    (table,) = alone("planning")["tables"].values()
-    assert table.keys() == {"demo"}
-    row = table["demo"]
-    assert row["seconds off"] == pytest.approx(row["seconds forecast"] / row["seconds"] - 1)
-    assert row["peak"] > 100
-
-
 def test_the_page_is_what_the_results_say() -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "performance.py"))
     written = (ROOT / "docs" / "performance.md").read_text(encoding="utf8")

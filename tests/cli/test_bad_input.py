@@ -478,8 +478,8 @@ def test_a_loss_that_is_not_finite(bench, loralab):
     )
     assert result.code == 2
     assert re.fullmatch(
-        r"loralab: the loss is not finite at step 2, with learning rate 1\.00e\+30; the last good checkpoint "
-        r"is kept\. Try a lower --learning-rate, or --dtype float32\.\n",
+        r"loralab: the loss is not finite at step 2, with learning rate 1\.00e\+30; what was saved "
+        r"before is kept\. Try a lower --learning-rate or --lora-alpha, or --dtype float32 if it is not\.\n",
         result.err,
     )
     run = RunFolder(Path("runs/hot"))

@@ -269,7 +269,7 @@ def test_what_exceeds_the_cache_goes_on_in_memory(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell the peak")
-@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize("kind", ["jsonl"])
 def test_data_larger_than_memory_may_grow(chatml: PreTrainedTokenizerFast, tmp_path: Path, kind: str) -> None:
     chatml.save_pretrained(tmp_path / "tokenizer")
     answer = "upon a time the user asked the assistant " * 24

@@ -286,7 +286,7 @@ class Going:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes in /proc")
-@pytest.mark.parametrize(("killed", "changes"), [(0, {}), (1, {}), (1, SPLIT)])
+@pytest.mark.parametrize(("killed", "changes"), [(0, {}), (1, SPLIT)])
 def test_a_process_that_is_killed_ends_the_other(
     killed: int, changes: dict[str, Any], going: Callable[..., Going]
 ) -> None:

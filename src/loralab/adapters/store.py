@@ -23,6 +23,10 @@ def find_adapter(name: str, runs: str | Path = "runs") -> Path:
     run = Path(runs) / name
     if os.path.isfile(run / "adapter" / CONFIG_FILE):
         return run / "adapter"
+    if os.path.isdir(run / "model"):
+        raise AdapterError(
+            f"run {name!r} trained all weights, so it has no adapter: use --model {run / 'model'}."
+        )
     if os.path.isfile(run / "config.toml"):
         raise AdapterError(
             f"run {name!r} has no adapter yet; 'loralab resume {name}' goes on with it. "

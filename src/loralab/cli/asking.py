@@ -28,6 +28,8 @@ def ask(name: str, runs: str, screen: Screen, what: str, **wishes: object) -> No
 def _running(name: str, runs: str) -> RunFolder:
     folder = find_run(runs, name)
     state = folder.state()
+    if not state.alive and not state.started:
+        raise ConfigError(f"run {name!r} has not begun yet: it is still loading, or was stopped before.")
     if not state.alive:
         raise ConfigError(f"run {name!r} is not running: it is {state.state}.")
     return folder

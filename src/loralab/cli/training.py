@@ -1,5 +1,7 @@
 """What `train` and `resume` print around a run."""
 
+import time
+
 from loralab.cli.findings import show_findings
 from loralab.cli.output import Screen, duration, size
 from loralab.cli.progress import accompany, follow, follow_together, runs_flag
@@ -105,7 +107,7 @@ def memory_line(run: Run) -> str:
         if memory.recomputed
         else ""
     )
-    short = "" if memory.fits else "; that is too much: lower --micro-batch-size or --cutoff-length"
+    short = "" if memory.fits else "; that is too much: --fit chooses what fits, or lower --micro-batch-size"
     return f"about {size(memory.total)} above the base{free}{less}{short}"
 
 
@@ -136,7 +138,8 @@ def arithmetic(adapter: Adapter) -> str:
 
 def show_result(run: Run, finished: Finished, screen: Screen) -> None:
     """Print what came of a run."""
-    screen.fact("done", f"in {duration(finished.seconds)}, peak memory {size(finished.peak_memory)}")
+    took = max(finished.seconds, time.time() - run.folder.state().started)
+    screen.fact("done", f"in {duration(took)}, peak memory {size(finished.peak_memory)}")
     if finished.base_loss is not None and finished.loss is not None:
         screen.fact(
             "eval loss",

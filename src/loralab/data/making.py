@@ -97,7 +97,7 @@ class Making:
                     item = self.format.parse(row, place)
                     piece = Piece(counts, place, place, row, item, content_of(item), copies)
                     yield from divide(piece, reading.hard_cut_string, reading.min_chars)
-        renaming.check_seen("no row" if place else "the data")
+        renaming.check_seen("the data")
 
     def _decide(self, row: Row, place: str, renaming: Renaming) -> Format:
         """Let the first row decide what all are, and hold the settings to it."""

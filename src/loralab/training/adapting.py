@@ -30,6 +30,9 @@ def adapter_config(config: RunConfig, model: nn.Module) -> LoraConfig:
     if config.from_adapter is not None:
         lora = read_config(find_adapter(config.from_adapter, config.runs))
         return dataclasses.replace(lora, lora_dropout=config.lora_dropout)
+    longest = max((max(weight.shape) for weight in model.parameters() if weight.dim() > 1), default=config.r)
+    if config.r > longest:
+        raise ConfigError(f"r is {config.r}, and no weight of this model has a side longer than {longest}.")
     targets, layers = _targets(config, model)
     saved = [word.strip() for word in config.modules_to_save.split(",") if word.strip()]
     return LoraConfig(

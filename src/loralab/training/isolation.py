@@ -49,8 +49,8 @@ def find_isolation(model: Any, vocabulary: int, device: torch.device, dtype: tor
     finally:
         model.train(was_training)
     raise TrainingError(
-        f"{type(model).__name__}: examples influence each other even in rows of their own; "
-        "it cannot be trained."
+        f"{type(model).__name__}: examples influence each other even in rows of their own, or its scores are "
+        "not finite; it cannot be trained like this. Is lora_alpha very high?"
     )
 
 

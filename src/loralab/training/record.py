@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 
 from loralab.training.config import RunConfig
-from loralab.training.events import Event, Finished, Interrupted, Noted, Paused
+from loralab.training.events import Event, Finished, Interrupted, Noted, Paused, Saved
 from loralab.training.folder import RunFolder, RunState
 from loralab.training.reporters import Reporters
 
@@ -38,7 +38,7 @@ class Recorder:
         state = _STATES.get(type(event), "running")
         changed = state != self.state.state
         self.state = dataclasses.replace(self.state, step=event.step, loss=loss, state=state)
-        if changed or time.monotonic() - self._beat > _BEAT:
+        if changed or isinstance(event, Saved) or time.monotonic() - self._beat > _BEAT:
             self.folder.write_state(self.state)
             self._beat = time.monotonic()
 

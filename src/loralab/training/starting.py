@@ -20,6 +20,7 @@ from loralab.training.findings import refuse
 from loralab.training.fitting import fit, fit_base, keep_less, plan_memory
 from loralab.training.folder import RunFolder, find_run, unused_name
 from loralab.training.habits import template_of
+from loralab.training.optimizers import make_optimizer
 from loralab.training.prepare import causal_lm, completed, open_base, with_settings
 from loralab.training.report.measuring import read_general
 from loralab.training.reporters import check_reporters
@@ -149,10 +150,17 @@ def assemble(
         )
     ]
     for run in runs:
+        processes.together(partial(_try_optimizer, run))
         processes.together(partial(check_reporters, run.config.report_to))
         run.sampler = processes.together(partial(_sampler, run))
         run.general = processes.together(partial(read_general, run.config.general_data, base))
     return runs
+
+
+def _try_optimizer(run: Run) -> None:
+    """Make the optimizer once, so that what it refuses is known before anything is written."""
+    with run.trainee.alone():
+        make_optimizer(run.model, run.config)
 
 
 def _sampler(run: Run) -> Sampler | None:
