@@ -234,6 +234,7 @@ def _check_finite(values: dict[str, float], step: int, rate: float) -> None:
     for what, value in values.items():
         if not math.isfinite(value):
             raise TrainingError(
-                f"the {what} is not finite at step {step}, with learning rate {rate:.2e}; what was "
-                "saved before is kept. Try a lower --learning-rate or --lora-alpha, or --dtype float32 if it is not."
+                f"the {what} is not finite at step {step}, with learning rate {rate:.2e}; what was saved "
+                "before is kept. Try a lower --learning-rate or --lora-alpha, or --dtype float32 if "
+                "it is not."
             )
