@@ -39,7 +39,7 @@ class Probe:
     seconds: float
     """Of the whole run."""
     peak_memory: int
-    """Of the process, in bytes; on an accelerator, of that."""
+    """Of the process, loading included, in bytes; on an accelerator, of that."""
 
 
 def probe(trainee: Trainee, task: Task, data: Data, config: RunConfig, processes: Processes = ALONE) -> Probe:
@@ -52,11 +52,12 @@ def probe(trainee: Trainee, task: Task, data: Data, config: RunConfig, processes
     lengths = [task.size(example) for example in examples]
     timing = plan(config, len(examples))
     was_training = trainee.model.training
+    loading = _peak_since()
     with torch.random.fork_rng():
         _reset_peak()
         rate = _rate(trainee, task, data, config, processes)
         evaluation = _time_evaluation(trainee, task, held_out, config.micro, processes)
-        peak = _peak_since()
+        peak = max(loading, _peak_since())
     trainee.model.train(was_training)
     step = sum(lengths) / timing.steps_per_epoch / rate
     evaluations = timing.steps // timing.eval_steps + 1 if len(held_out) else 0
