@@ -1,7 +1,7 @@
 """A tiny base, data of very uneven lengths, and runs of them."""
 
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +34,21 @@ def train_file(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) 
 def eval_file(tiny: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """7 rows that are not in the training file."""
     return tiny.write_jsonl(tmp_path_factory.mktemp("data") / "eval.jsonl", tiny.make_rows(7, seed=9))
+
+
+@pytest.fixture(scope="session")
+def finish() -> Callable[[Generator[Any, None, Any]], tuple[Any, list[Any]]]:
+    """Return what a generator returns, and all that it yields."""
+
+    def run(work: Generator[Any, None, Any]) -> tuple[Any, list[Any]]:
+        told = []
+        while True:
+            try:
+                told.append(next(work))
+            except StopIteration as end:
+                return end.value, told
+
+    return run
 
 
 @pytest.fixture

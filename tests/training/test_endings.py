@@ -1,5 +1,6 @@
 """When a run ends before its last step, what it goes on from, and training without an adapter."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,34 +37,24 @@ def test_a_run_ends_at_a_loss_that_is_smoothed(settings):
     assert (finished.step, finished.ended) == (first, "stop_at_loss")
 
 
-def test_a_run_ends_when_it_gets_no_better(settings, eval_file, tiny, tmp_path):
+@pytest.fixture
+def unlearning(settings, eval_file, tiny, tmp_path):
+    """Settings of a run on one row, which unlearns the rest, with what the test changes."""
     data = tiny.write_jsonl(tmp_path / "one.jsonl", [{"prompt": "the", "completion": "dog dog"}])
-    config = settings(
-        data=str(data),
-        eval_data=str(eval_file),
-        learning_rate=0.05,
-        max_steps=60,
-        eval_steps=1,
-        batch_size=1,
-        early_stopping=3,
-    )
+    files = {"data": str(data), "eval_data": str(eval_file)}
+    return partial(settings, **files, learning_rate=0.05, eval_steps=1, batch_size=1)
+
+
+def test_a_run_ends_when_it_gets_no_better(unlearning):
+    config = unlearning(max_steps=60, early_stopping=3)
     events = train(config)
     losses = [e.loss for e in events if isinstance(e, Evaluated)]
     assert losses.index(min(losses)) == len(losses) - 4
     assert (events[-1].ended, events[-1].chosen_step) == ("early_stopping", len(losses) - 3)
 
 
-def test_the_last_step_is_kept_where_that_is_asked_for(settings, eval_file, tiny, tmp_path):
-    data = tiny.write_jsonl(tmp_path / "one.jsonl", [{"prompt": "the", "completion": "dog dog"}])
-    config = settings(
-        data=str(data),
-        eval_data=str(eval_file),
-        learning_rate=0.05,
-        max_steps=12,
-        eval_steps=1,
-        batch_size=1,
-        keep_best=False,
-    )
+def test_the_last_step_is_kept_where_that_is_asked_for(unlearning):
+    config = unlearning(max_steps=12, keep_best=False)
     assert train(config)[-1].chosen_step == 12
 
 

@@ -24,16 +24,6 @@ def document(length: int, seed: int = 0) -> Example:
     return Example(tuple(ids), (0.0,) + (1.0,) * (length - 1), "d.txt:1")
 
 
-def finish(work):
-    """What a generator returns, and all that it yields."""
-    told = []
-    while True:
-        try:
-            told.append(next(work))
-        except StopIteration as end:
-            return end.value, told
-
-
 @pytest.fixture(scope="module")
 def base(tiny_dir):
     return load_base(str(tiny_dir), "float32")
@@ -63,7 +53,7 @@ def test_windows_do_not_reach_from_one_document_into_the_next():
     assert slide([first, second], 16, 8) == slide([first], 16, 8) + slide([second], 16, 8)
 
 
-def test_the_loss_is_that_of_all_examples_at_once(base):
+def test_the_loss_is_that_of_all_examples_at_once(base, finish):
     task = causal_lm(base)
     windows = slide([document(500)], 20, 7)
     (loss, tokens), told = finish(measure_loss(base.model, task, windows, 2))
@@ -73,7 +63,7 @@ def test_the_loss_is_that_of_all_examples_at_once(base):
     assert len(told) > 3
 
 
-def test_stride_as_long_as_the_window_is_evaluation_by_blocks(base):
+def test_stride_as_long_as_the_window_is_evaluation_by_blocks(base, finish):
     task = causal_lm(base)
     text = document(333)
     blocks = chunk(text, (), cutoff_length=32, newline_favor_length=0)
@@ -102,7 +92,7 @@ def sliding_loss(model, ids: list[int], max_length: int, stride: int) -> tuple[f
 
 
 @pytest.mark.parametrize(("max_length", "stride"), [(64, 1), (64, 16), (64, 63), (128, 50), (10, 3)])
-def test_it_agrees_with_a_plain_loop_over_transformers(base, max_length, stride):
+def test_it_agrees_with_a_plain_loop_over_transformers(base, max_length, stride, finish):
     text = document(261)
     expected = sliding_loss(base.model, list(text.ids), max_length, stride)
     found = finish(measure_loss(base.model, causal_lm(base), slide([text], max_length, stride), 3))[0]
@@ -110,7 +100,7 @@ def test_it_agrees_with_a_plain_loop_over_transformers(base, max_length, stride)
 
 
 @pytest.mark.skipif(ASSETS is None, reason="needs LORALAB_ASSETS, for a model that knows its text")
-def test_more_context_makes_real_text_likelier():
+def test_more_context_makes_real_text_likelier(finish):
     base = load_base(str(Path(ASSETS) / "models" / "stories260K"), "float32")
     prompt = base.tokenizer("Once upon a time", return_tensors="pt").input_ids
     torch.manual_seed(0)

@@ -13,15 +13,6 @@ from loralab.training.evaluation.generate import Ends, Question, answer, find_en
 from loralab.training.prepare import causal_lm
 
 
-def finish(work):
-    told = []
-    while True:
-        try:
-            told.append(next(work))
-        except StopIteration as end:
-            return end.value, told
-
-
 @pytest.fixture(scope="module")
 def base(tiny_dir):
     found = load_base(str(tiny_dir), "float32")
@@ -82,7 +73,7 @@ def alone(base, question: Question, ends: Ends, room: int) -> str:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
-def test_an_answer_does_not_depend_on_who_is_beside_it(base, plain, questions, batch):
+def test_an_answer_does_not_depend_on_who_is_beside_it(base, plain, questions, batch, finish):
     said, told = finish(answer(base.model, base.tokenizer, questions, plain, (12, batch)))
     assert said == [alone(base, question, plain, 12) for question in questions]
     assert len(set(said)) > 3
@@ -90,7 +81,7 @@ def test_an_answer_does_not_depend_on_who_is_beside_it(base, plain, questions, b
     assert told == sorted(told)
 
 
-def test_a_long_prompt_is_answered_as_far_as_the_positions_go(base, tiny):
+def test_a_long_prompt_is_answered_as_far_as_the_positions_go(base, tiny, finish):
     long, short = (Question(tuple([40] * length), ("x",), "") for length in (tiny.POSITIONS - 3, 5))
     never = Ends(())
     said, _ = finish(answer(base.model, base.tokenizer, [long, short], never, (20, 8)))
@@ -98,7 +89,7 @@ def test_a_long_prompt_is_answered_as_far_as_the_positions_go(base, tiny):
     assert said[0] != alone(base, long, never, 2)
 
 
-def test_an_answer_ends_where_the_mark_of_the_template_is_text(base, questions):
+def test_an_answer_ends_where_the_mark_of_the_template_is_text(base, questions, finish):
     template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}~END~{% endfor %}"
     template += "{% if add_generation_prompt %}[assistant]{% endif %}"
     tokenizer = base.tokenizer
@@ -117,7 +108,7 @@ def test_an_answer_ends_where_the_mark_of_the_template_is_text(base, questions):
     assert cut[0] != whole[0]
 
 
-def test_what_ends_an_answer_is_in_no_answer_and_no_reference(base, plain, questions):
+def test_what_ends_an_answer_is_in_no_answer_and_no_reference(base, plain, questions, finish):
     marks = base.tokenizer.all_special_tokens
     said, _ = finish(answer(base.model, base.tokenizer, questions, plain, (30, 8)))
     for text in (*said, *(text for question in questions for text in question.references)):

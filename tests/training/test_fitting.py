@@ -18,10 +18,9 @@ def test_a_run_that_fits_is_left_as_it_is(settings):
 
 
 def test_less_memory_gives_smaller_micro_batches_then_recomputed_layers(settings):
-    runs = [
-        ready(settings(batch_size=8, max_memory=gigabytes), fitted=True) for gigabytes in (0.0575, 0.0565)
-    ]
     whole = ready(settings(batch_size=8), fitted=True)
+    takes = whole.memory.total / 1e9
+    runs = [ready(settings(batch_size=8, max_memory=takes * part), fitted=True) for part in (0.8, 0.6)]
     assert all(run.memory.fits for run in (*runs, whole))
     micros = [run.config.micro for run in (whole, *runs)]
     assert micros[0] == 8
@@ -32,7 +31,7 @@ def test_less_memory_gives_smaller_micro_batches_then_recomputed_layers(settings
 
 def test_what_cannot_fit_is_refused_with_what_to_do(settings):
     with pytest.raises(ConfigError, match=r"even one example at a time takes .* lower cutoff_length or r"):
-        ready(settings(max_memory=0.001), fitted=True)
+        ready(settings(max_memory=0.0001), fitted=True)
 
 
 def test_the_settings_of_a_run_are_copied_but_for_its_name(settings, tmp_path):

@@ -68,7 +68,7 @@ def test_counting_leaves_no_trace():
 
 
 def test_as_few_layers_are_computed_again_as_fit():
-    kept = Kept(layers=(1000.0,) * 8, outside=100.0, entry=10.0)
+    kept = Kept(layers=(1000.0,) * 8, outside=100.0, entry=10.0, scores=2000.0)
     wide = forecast(kept, 10_000, 0, 1 << 40, None)
     assert (wide.recomputed, wide.fits) == (0, True)
     tight = forecast(kept, 10_000, 0, 120_000_000, None)

@@ -2,16 +2,16 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from typing import Any
 
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
-from rich.progress import Progress as Bars
+from rich.progress import TaskID
 
 from loralab.cli.evaluations import show_rows
 from loralab.cli.output import Screen, duration
 from loralab.cli.training import describe
+from loralab.cli.views import bars
 from loralab.training.evaluation.material import Material
 from loralab.training.evaluation.measure import Measured, Measuring, Progress, Read
 from loralab.training.evaluation.table import Table
@@ -111,14 +111,7 @@ class _View:
 class _BarView(_View):
     def __init__(self, screen: Screen) -> None:
         super().__init__(screen)
-        self.bars = Bars(
-            TextColumn("[bold cyan]{task.description}", markup=True),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[now]}"),
-            console=screen.console,
-            transient=True,
-        )
+        self.bars = bars(screen, transient=True)
         self.bar: TaskID | None = None
         self.bars.start()
 
@@ -135,10 +128,5 @@ class _BarView(_View):
         self.bars.stop()
 
 
-@contextmanager
-def _view(screen: Screen) -> Iterator[_View]:
-    view = _BarView(screen) if screen.live else _View(screen)
-    try:
-        yield view
-    finally:
-        view.close()
+def _view(screen: Screen) -> closing[_View]:
+    return closing(_BarView(screen) if screen.live else _View(screen))

@@ -2,15 +2,15 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict
 
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import TaskID
 
 from loralab.cli.output import Screen, duration
 from loralab.cli.progress import stoppable
+from loralab.cli.views import bars
 from loralab.training.events import Evaluated, Stepped
 from loralab.training.sweep.results import Row, cells_of, columns_of
 from loralab.training.sweep.space import shown
@@ -135,13 +135,7 @@ class _BarView(_View):
 
     def __init__(self, screen: Screen) -> None:
         super().__init__(screen)
-        self.bars = Progress(
-            TextColumn("[bold cyan]{task.description}", markup=True),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[now]}"),
-            console=screen.console,
-        )
+        self.bars = bars(screen)
         self.whole = self.bars.add_task("trials", total=None, now="")
         self.of: dict[str, TaskID] = {}
         self.bars.start()
@@ -167,10 +161,5 @@ class _BarView(_View):
         self.bars.stop()
 
 
-@contextmanager
-def _view(screen: Screen) -> Iterator[_View]:
-    view = _BarView(screen) if screen.live else _View(screen)
-    try:
-        yield view
-    finally:
-        view.close()
+def _view(screen: Screen) -> closing[_View]:
+    return closing(_BarView(screen) if screen.live else _View(screen))

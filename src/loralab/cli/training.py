@@ -90,7 +90,7 @@ def show_plan(run: Run, screen: Screen) -> None:
 
 def time_line(run: Run, found: Probe) -> str:
     """Return how long the run will take, in words."""
-    evaluations = run.plan.steps // run.plan.eval_steps + 1 if run.eval_data else 0
+    evaluations = run.plan.evaluations if run.eval_data else 0
     more = f", {evaluations} evaluations of {duration(found.evaluation_seconds)}" if evaluations else ""
     return (
         f"about {duration(found.seconds)}: {run.plan.steps:,} steps of {found.step_seconds:.2g} s "

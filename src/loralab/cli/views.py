@@ -1,8 +1,8 @@
 """The course of runs on the screen: a bar on a terminal, lines in a pipe. Needs no torch."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from textwrap import shorten
 from typing import Protocol
 
@@ -23,7 +23,19 @@ from loralab.training.events import (
     Stepped,
 )
 
-__all__ = ["View", "view"]
+__all__ = ["View", "bars", "view"]
+
+
+def bars(screen: Screen, *, transient: bool = False) -> Progress:
+    """Return bars with a name, how many are done, and a text "now"; `transient` ones leave nothing behind."""
+    return Progress(
+        TextColumn("[bold cyan]{task.description}", markup=True),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[now]}"),
+        console=screen.console,
+        transient=transient,
+    )
 
 
 class View(Protocol):
@@ -80,13 +92,7 @@ class _Bars:
     def __init__(self, screen: Screen, steps: Mapping[str, int]) -> None:
         self.paces = {name: _Pace(count) for name, count in steps.items()}
         self.evaluations = dict.fromkeys(steps, "")
-        self.progress = Progress(
-            TextColumn("[bold cyan]{task.description}", markup=True),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[now]}"),
-            console=screen.console,
-        )
+        self.progress = bars(screen)
         self.many = len(steps) > 1
         self.bars: dict[str, TaskID] = {
             name: self.progress.add_task(escape(name) if self.many else "training", total=count, now="")
@@ -176,15 +182,11 @@ def _sample(event: Sampled) -> str:
     return f"{shorten(event.prompt, 60)} -> {shorten(event.text, 160)}"
 
 
-@contextmanager
-def view(steps: Mapping[str, int], screen: Screen) -> Iterator[View]:
+def view(steps: Mapping[str, int], screen: Screen) -> closing[View]:
     """Show runs, of which `steps` has the name and the number of steps, while the block lasts."""
     shown: View = _Silent()
     if screen.mode == "rich":
         shown = _Bars(screen, steps)
     elif screen.mode == "plain":
         shown = _Lines(screen, steps)
-    try:
-        yield shown
-    finally:
-        shown.close()
+    return closing(shown)

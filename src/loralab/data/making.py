@@ -14,7 +14,7 @@ from loralab.data.chunk import chunk, newline_ids
 from loralab.data.encode import encode_chats, encode_texts
 from loralab.data.examples import Builder
 from loralab.data.fields import Row
-from loralab.data.formats import Format, check_columns, detect, get
+from loralab.data.formats import Format, check_columns, choose_format
 from loralab.data.mixture import Source
 from loralab.data.naming import Renaming
 from loralab.data.pieces import Counts, Piece, divide, in_parts
@@ -103,8 +103,7 @@ class Making:
         """Let the first row decide what all are, and hold the settings to it."""
         reading = self.reading
         try:
-            found = detect(row, place) if reading.format == "auto" else get(reading.format)
-            check_columns(found, row, place)
+            found = choose_format(reading.format, row, place)
         except DataError:
             renaming.check_seen(place)
             raise

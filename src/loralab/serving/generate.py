@@ -17,6 +17,7 @@ from loralab.data.templates import Template, choose_template, from_jinja
 from loralab.data.types import Message
 from loralab.errors import ConfigError
 from loralab.models.positions import max_positions
+from loralab.models.stops import own_stops
 
 __all__ = ["Sampling", "continue_text", "stream", "template_for"]
 
@@ -118,7 +119,7 @@ def continue_text(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
                 max_new_tokens=room,
-                eos_token_id=sorted({*stops, *_own_stops(model)}) or None,
+                eos_token_id=sorted({*stops, *own_stops(model)}) or None,
                 pad_token_id=tokenizer.pad_token_id,
                 streamer=streamer,
                 stopping_criteria=StoppingCriteriaList([is_closed]),
@@ -137,9 +138,3 @@ def continue_text(
         thread.join()
     if failure:
         raise failure[0]
-
-
-def _own_stops(model: Any) -> list[int]:
-    """Return the ids at which the model's own files say that generation ends."""
-    own = model.generation_config.eos_token_id
-    return own if isinstance(own, list) else [] if own is None else [own]

@@ -9,7 +9,7 @@ import heapq
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -145,7 +145,7 @@ class Processes:
         if not self.first:
             torch.manual_seed(random.Random(f"{seed} {step} {self.number}").getrandbits(63))
 
-    def add_gradients(self, parameters: Sequence[nn.Parameter], loss: float) -> float:
+    def add_gradients(self, parameters: Iterable[nn.Parameter], loss: float) -> float:
         """Give each parameter the sum of its gradients in all processes; return the sum of the losses.
 
         A parameter that has a gradient in none is left without. The sums are made in fp32, or fp64 for fp64,
@@ -283,7 +283,7 @@ def _cut(examples: Sequence[T], micro: int) -> list[Sequence[T]]:
     return [examples[start : start + micro] for start in range(0, len(examples), micro)]
 
 
-def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     bucket: list[nn.Parameter] = []
     count = 0
     for parameter in parameters:

@@ -27,7 +27,7 @@ _LONGEST = 256
 _SHARE = 0.9
 """A run may take this much of the free memory."""
 _HEAD = 3 * (16 << 20)
-"""The blocks of scores that the loss holds, in bytes."""
+"""The blocks of scores that the loss holds at most, in bytes."""
 _PASSING = 0.3
 """What the backward pass through a layer holds for a while, as a part of what the layer kept."""
 _OUTSIDE = -1
@@ -43,6 +43,8 @@ class Kept:
     """Before the stack and behind it."""
     entry: float
     """As the input of one layer: all that is kept of a layer that is computed again."""
+    scores: float
+    """Not kept, but held for a while: the loss's scores of the whole vocabulary, in fp32."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def forecast(kept: Kept, tokens: int, training: int, free: int | None, again: in
         return Forecast(
             training,
             round(tokens * activations),
-            round(tokens * largest * _PASSING) + _HEAD,
+            round(tokens * largest * _PASSING + min(_HEAD, 3 * tokens * kept.scores)),
             free,
             count,
             len(kept.layers),
@@ -126,7 +128,7 @@ def count_kept(model: Any, task: Task, examples: Sequence[Example]) -> Kept:
     layers = tuple(each(index) for index in range(len(stack)))
     embedding = model.get_input_embeddings().weight
     entry = embedding.shape[1] * (embedding.element_size() if embedding.is_floating_point() else 2)
-    return Kept(layers, each(_OUTSIDE), float(entry))
+    return Kept(layers, each(_OUTSIDE), float(entry), 4.0 * embedding.shape[0])
 
 
 def _count(model: Any, task: Task, text: Example, stack: Sequence[nn.Module]) -> dict[int, int]:

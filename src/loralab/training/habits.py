@@ -19,10 +19,10 @@ def habits_of(data: Dataset, tokenizer: "PreTrainedTokenizerFast") -> Habits:
     Raises:
         ConfigError: the file of the template or of the formats cannot be read.
     """
-    if data.template == "none":
+    template = template_of(data, tokenizer)
+    if template is None:
         return Habits(data.format, golden=golden_ids(None, tokenizer))
     prompt = formats.get(data.format).prompt if formats.is_file(data.format) else ()
-    template = templates.choose_template(tokenizer, "plain", data.template)
     return Habits(
         data.format,
         data.template,

@@ -39,6 +39,11 @@ class Plan:
     sample_steps: int
     steps_per_epoch: int
 
+    @property
+    def evaluations(self) -> int:
+        """How many there are where there is validation data, that of the base included."""
+        return self.steps // self.eval_steps + 1
+
 
 def plan(config: RunConfig, examples: int) -> Plan:
     """Return when the run will do what."""
@@ -168,8 +173,12 @@ def train(course: Course) -> Generator[Event, None, None]:
     model, processes = course.trainee.model, course.processes
     model.train()
     saves = course.wishes().saves
-    while not (course.done or course.wishes().stop):
-        if course.wishes().pause:
+    while not course.done:
+        # Of several processes each question is a message to all.
+        asked = course.wishes()
+        if asked.stop:
+            return
+        if asked.pause:
             yield Paused(course.progress.step)
             time.sleep(_PAUSE)
             continue
@@ -178,8 +187,8 @@ def train(course: Course) -> Generator[Event, None, None]:
         processes.begin_step(course.config.seed, course.progress.step)
         loss = accumulate(model, course.task, batch, course.config.micro, processes)
         yield from course.step(batch, loss, began)
-        if course.wishes().saves > saves:
-            saves = course.wishes().saves
+        before, saves = saves, course.wishes().saves
+        if saves > before:
             yield Saved(course.progress.step, course.save())
 
 
@@ -226,7 +235,7 @@ def accumulate(
                 loss = loss * 0.0
             loss.backward()
             total += float(loss.detach())
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
     return processes.add_gradients(trained, total)
 
 

@@ -67,6 +67,9 @@ class ManyRuns:
                     if member.going:
                         member.fail(error)
                 raise
+            finally:
+                for member in members:
+                    member.close()
         errors = [f"run {m.name!r}: {m.error}" for m in members if m.error]
         if errors:
             raise TrainingError(" ".join(errors))
@@ -112,7 +115,8 @@ class _Member:
 
     def waits(self) -> bool:
         """Return whether the run was told to pause."""
-        return self.course.wishes().pause and not self.course.wishes().stop
+        wishes = self.course.wishes()
+        return wishes.pause and not wishes.stop
 
     def pause(self) -> Event:
         """Wait a little, and say so."""
@@ -175,6 +179,10 @@ class _Member:
         """Leave the others, for an error."""
         self.going, self.error = False, error
         self._recorder.fail(error)
+
+    def close(self) -> None:
+        """Write out what reporters still hold."""
+        self._recorder.close()
 
     def interrupt(self) -> None:
         """Save the last whole step and leave the others; an error is kept in `error`."""

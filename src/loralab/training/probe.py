@@ -1,5 +1,6 @@
 """Two steps before a run, from which its time and memory are told. The run does not feel them."""
 
+import heapq
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from typing import Any
 
 import torch
 
+from loralab.data.examples import Examples
+from loralab.data.types import Example
 from loralab.training.config import RunConfig
 from loralab.training.devices import ALONE, Processes
 from loralab.training.loop import accumulate, evaluate, plan
@@ -19,7 +22,7 @@ from loralab.training.trainee import Trainee
 
 __all__ = ["Probe", "probe"]
 
-Data = tuple[Sequence[Any], Sequence[Any]]
+Data = tuple[Examples, Sequence[Example]]
 _EVALUATED = 64
 """Validation examples that are timed."""
 _MOST = 48
@@ -49,7 +52,6 @@ def probe(trainee: Trainee, task: Task, data: Data, config: RunConfig, processes
     so do torch's random generators. Several processes make the steps together, and all have to.
     """
     examples, held_out = data
-    lengths = [task.size(example) for example in examples]
     timing = plan(config, len(examples))
     was_training = trainee.model.training
     loading = _peak_since()
@@ -59,9 +61,8 @@ def probe(trainee: Trainee, task: Task, data: Data, config: RunConfig, processes
         evaluation = _time_evaluation(trainee, task, held_out, config.micro, processes)
         peak = max(loading, _peak_since())
     trainee.model.train(was_training)
-    step = sum(lengths) / timing.steps_per_epoch / rate
-    evaluations = timing.steps // timing.eval_steps + 1 if len(held_out) else 0
-    return Probe(step, rate, evaluation, timing.steps * step + evaluations * evaluation, peak)
+    step = examples.tokens / timing.steps_per_epoch / rate
+    return Probe(step, rate, evaluation, timing.steps * step + timing.evaluations * evaluation, peak)
 
 
 def _rate(trainee: Trainee, task: Task, data: Data, config: RunConfig, processes: Processes) -> float:
@@ -84,14 +85,22 @@ def _rate(trainee: Trainee, task: Task, data: Data, config: RunConfig, processes
             optimizer.zero_grad()
             return time.perf_counter() - began
 
-        largest = sorted(range(len(examples)), key=lambda index: -task.size(examples[index]))
-        step(largest[: config.batch_size])
-        order = [batch_at(number, len(examples), config.batch_size, config.seed) for number in range(_MOST)]
-        seconds = [step(order[0])]
-        more = processes.of_first(lambda: min(_MOST - 1, int(_SECONDS / seconds[0])))
-        seconds += [step(indices) for indices in order[1 : 1 + more]]
-    tokens = sum(task.size(examples[index]) for indices in order[: 1 + more] for index in indices)
-    return tokens / sum(seconds)
+        lengths = examples.lengths
+        step(heapq.nlargest(config.batch_size, range(len(lengths)), key=lengths.__getitem__))
+        tokens, seconds, number = 0, 0.0, 0
+
+        def more() -> int:
+            return min(_MOST, 1 + int(_SECONDS / seconds))
+
+        steps = 1
+        while number < steps:
+            indices = batch_at(number, len(lengths), config.batch_size, config.seed)
+            tokens += sum(lengths[index] for index in indices)
+            seconds += step(indices)
+            number += 1
+            if number == 1:
+                steps = processes.of_first(more)
+    return tokens / seconds
 
 
 def _time_evaluation(

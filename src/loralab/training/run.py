@@ -11,6 +11,7 @@ from typing import Any
 from loralab.adapters.habits import Habits, write_habits
 from loralab.core.adapter import Adapter
 from loralab.data.dataset import Dataset
+from loralab.data.examples import Examples
 from loralab.data.findings import Finding
 from loralab.data.types import Example
 from loralab.errors import ConfigError, LoralabError
@@ -81,6 +82,11 @@ class Run:
     def plan(self) -> Plan:
         """When the run will do what."""
         return plan(self.config, len(self.data.examples))
+
+    @property
+    def examples(self) -> tuple[Examples, Sequence[Example]]:
+        """The examples to train on, and those to validate on, if there are any."""
+        return self.data.examples, self.eval_data.examples if self.eval_data else ()
 
     @cached_property
     def findings(self) -> list[Finding]:
@@ -166,7 +172,6 @@ class Run:
         Raises:
             CheckpointError: the checkpoint cannot be read.
         """
-        held_out = self.eval_data.examples if self.eval_data else ()
         with self.trainee.alone():
             optimizer = make_optimizer(self.model, self.config)
         processes, wishes = self.processes, self._wishes()
@@ -175,7 +180,7 @@ class Run:
         if checkpoint:
             progress = processes.together(lambda: load_checkpoint(checkpoint, self.trainee, optimizer))
         else:
-            progress.base_loss = self._measure_the_base(held_out)
+            progress.base_loss = self._measure_the_base()
 
         def save() -> str:
             path = self.folder.checkpoint(progress.step)
@@ -184,17 +189,19 @@ class Run:
                 prune(self.folder.checkpoints, self.config.keep_checkpoints, progress.best_step)
             return str(path)
 
-        data = (self.data.examples, held_out)
-        course = Course(self.trainee, self.task, data, self.config, optimizer, progress, save, wishes)
+        course = Course(
+            self.trainee, self.task, self.examples, self.config, optimizer, progress, save, wishes
+        )
         course.processes = processes
         if self.sampler is not None and (processes.first or processes.in_step):
             course.sample = self.sampler.at
         return course
 
-    def _measure_the_base(self, held_out: Sequence[Example]) -> float | None:
+    def _measure_the_base(self) -> float | None:
         """Return the base's validation loss, and keep what it makes of general text for the report."""
         if self._measuring is not None:
             self._measuring.before()
+        held_out = self.examples[1]
         if not held_out:
             return None
         with self.trainee.alone(), self.trainee.without():
@@ -234,9 +241,7 @@ class Run:
 
     def probe(self) -> Probe:
         """Return what two steps tell of the run's time and memory; they leave no trace."""
-        held_out = self.eval_data.examples if self.eval_data else ()
-        data = (self.data.examples, held_out)
-        return probe(self.trainee, self.task, data, self.config, self.processes)
+        return probe(self.trainee, self.task, self.examples, self.config, self.processes)
 
     def started(self, progress: Progress) -> Started:
         """Return the run's first event."""

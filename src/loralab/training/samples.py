@@ -14,6 +14,7 @@ from loralab.data.templates import Template
 from loralab.data.types import Message
 from loralab.errors import ConfigError, DataError
 from loralab.models.positions import max_positions
+from loralab.models.stops import own_stops
 from loralab.training.evaluation.generate import Ends, Question, answer, find_ends
 from loralab.training.events import Sampled
 
@@ -178,6 +179,5 @@ def _is_message(turn: object) -> bool:
 
 
 def _ends_of_text(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    own = model.generation_config.eos_token_id
-    found = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    found = {tokenizer.eos_token_id, *own_stops(model)} - {None}
     return tuple(sorted(found))

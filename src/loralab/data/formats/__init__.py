@@ -85,6 +85,18 @@ def detect(columns: Iterable[str], source: str) -> Format:
     return matches[0]
 
 
+def choose_format(name: str, row: Row, source: str) -> Format:
+    """Return the format of that name, or for "auto" the one of the row's columns, which the row must have.
+
+    Raises:
+        ConfigError: there is none of that name.
+        DataError: the row has not its columns, or no format or several have the row's.
+    """
+    entry = detect(row, source) if name == "auto" else get(name)
+    check_columns(entry, row, source)
+    return entry
+
+
 def check_columns(entry: Format, columns: Iterable[str], source: str) -> None:
     """Hold a row to the format of its file.
 

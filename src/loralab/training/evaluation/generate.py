@@ -15,6 +15,7 @@ from loralab.data.encode import encode_chat, stop_ids
 from loralab.data.templates import Template
 from loralab.data.types import Chat, Example, Message
 from loralab.models.positions import max_positions
+from loralab.models.stops import own_stops
 
 __all__ = ["Ends", "Question", "answer", "find_ends", "find_questions"]
 
@@ -40,8 +41,7 @@ class Question:
 
 def find_ends(template: Template, model: Any, tokenizer: Any) -> Ends:
     """Return what ends an answer that is written in `template`, or that the model's own files say does."""
-    own = model.generation_config.eos_token_id
-    ids = {*stop_ids(template, tokenizer), *(own if isinstance(own, list) else [own])} - {None}
+    ids = {*stop_ids(template, tokenizer), *own_stops(model)}
     chat = Chat((Message("user", "a"), Message("assistant", "b")))
     probe = encode_chat(chat, template, tokenizer)
     marked = [token for token, weight in zip(probe.ids, probe.weights, strict=True) if weight]

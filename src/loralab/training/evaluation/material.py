@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from loralab.data.dataset import Dataset, load_dataset
-from loralab.data.formats import check_columns, detect
-from loralab.data.formats import get as get_format
+from loralab.data.formats import choose_format
 from loralab.data.mixture import parse_sources
 from loralab.data.naming import Renaming
 from loralab.data.templates import choose_template
@@ -63,9 +62,7 @@ def is_text(settings: EvalSettings) -> bool:
     for source in parse_sources(settings.data):
         for place, found in source.kind.read(source.path, source.name):
             row = renaming.apply(found, place)
-            entry = detect(row, place) if reading.format == "auto" else get_format(reading.format)
-            check_columns(entry, row, place)
-            return isinstance(entry.parse(row, place), Text)
+            return isinstance(choose_format(reading.format, row, place).parse(row, place), Text)
     return False
 
 
