@@ -14,6 +14,7 @@ from typing import get_args
 
 import pytest
 import torch
+from fastapi.routing import APIRoute
 from torch import nn
 
 from loralab.core import inits, layers
@@ -26,6 +27,7 @@ from loralab.data.findings import Code
 from loralab.data.templates import TEMPLATES, Template
 from loralab.data.types import Chat, Text
 from loralab.errors import ConfigError, DataError
+from loralab.serving.http import routes
 from loralab.training import checks as setting_checks
 from loralab.training import optimizers, reporters
 from loralab.training.config import RunConfig
@@ -68,6 +70,7 @@ def python(code: str, folder: Path) -> str:
         ("training/optimizers", optimizers.REGISTRY.names, optimizers.REGISTRY.get),
         ("training/reporters", reporters.REGISTRY.names, reporters.REGISTRY.get),
         ("training/evaluation/metrics", metrics.REGISTRY.names, metrics.REGISTRY.get),
+        ("serving/http/routes", routes.REGISTRY.names, routes.REGISTRY.get),
     ],
 )
 def test_every_file_is_found(folder: str, names: list[str], get: Callable[[str], object]) -> None:
@@ -109,6 +112,11 @@ def test_every_file_is_found(folder: str, names: list[str], get: Callable[[str],
             "training/evaluation/metrics",
             "exact",
             "from loralab.training.evaluation.metrics import load_metrics; load_metrics(['added'])",
+        ),
+        (
+            "serving/http/routes",
+            "health",
+            "from loralab.serving.http.routes import REGISTRY; REGISTRY.get('added')",
         ),
     ],
 )
@@ -313,6 +321,15 @@ def test_a_metric_prefers_right_answers(name: str) -> None:
     worst = entry.score(["No.", "Never."], [[text] for text in right])
     assert best.keys() == worst.keys() != set()
     assert all(best[column] > worst[column] >= 0 for column in best)
+
+
+@pytest.mark.parametrize("name", files("serving/http/routes"))
+def test_a_group_of_routes_says_what_each_is_for(name: str) -> None:
+    entries = [route for route in routes.REGISTRY.get(name).router.routes if isinstance(route, APIRoute)]
+    assert entries
+    for route in entries:
+        assert route.tags, route.path
+        assert route.description, route.path
 
 
 @pytest.mark.parametrize("name", files("data/formats"))

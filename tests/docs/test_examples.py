@@ -92,3 +92,27 @@ def test_migrating_from_peft() -> None:
     assert wrapped == bare < off / 2
     assert lines[3] == "35 adapted layers, 70 tensors"
     assert lines[5] == "the same adapter both ways: True"
+
+
+def test_an_engine_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run("06_engine.py", capsys)
+    assert lines[0] == "adapters read from disk: 2"
+    said = {line[:17].strip(): line[18:] for line in lines[1:]}
+    assert list(said) == ["sea", "farm", "base", "sea:0.5+farm:0.5"]
+    assert "went to the sea and found a red boat" in said["sea"]
+    assert "went to the farm and fed a black cow" in said["farm"]
+    assert said["base"] not in (said["sea"], said["farm"])
+    assert said["sea:0.5+farm:0.5"] != said["base"]
+
+
+def test_asking_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openai", reason="OpenAI's client is not installed")
+    lines = run("07_ask_a_server.py", capsys)
+    said = dict(line.split(":", 1) for line in lines if ": " in line)
+    assert said["served"].split() == ["demo", "cat", "dog"]
+    assert "Woof!" in said["dog (merged)"]
+    assert "Meow." in said["cat (merged)"]
+    assert "Woof!" not in said["demo (base)"]
+    assert len(said["in pieces"].split("' '")) > 2
+    assert "'cow'" in said["refused"]
+    assert said["ended"] == " 0"

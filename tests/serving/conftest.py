@@ -1,7 +1,8 @@
-"""A tiny model that has been taught one answer, so that it really says where it ends."""
+"""A tiny model that has been taught one answer, and small bases with adapters of every kind beside peft."""
 
+import gc
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,3 +35,33 @@ def taught(tiny: SimpleNamespace) -> Callable[[str], tuple[Any, Any]]:
         return model.eval(), tokenizer
 
     return teach
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Bases and adapters, and what peft makes of them; see `family.py`."""
+    made = runpy.run_path(str(Path(__file__).with_name("family.py")))
+    # Closing an engine collects garbage, which takes a second with all that torch and transformers made.
+    gc.collect()
+    gc.freeze()
+    made["relatives"] = made["write_all"](tmp_path_factory.mktemp("family"))
+    return SimpleNamespace(**made)
+
+
+@pytest.fixture(scope="session")
+def llama(family: SimpleNamespace) -> Any:
+    """The base with the most kinds of adapters."""
+    return family.relatives["llama"]
+
+
+@pytest.fixture
+def serve(family: SimpleNamespace) -> Iterator[Callable[..., Any]]:
+    """Return a function that starts an engine on a relative; all are closed in the end."""
+    import contextlib
+
+    with contextlib.ExitStack() as engines:
+
+        def start(relative: Any, *, dtype: str = "float32", roots: Any = None, **settings: Any) -> Any:
+            return family.start(engines, relative.load(dtype), roots or [relative.adapters], settings)
+
+        yield start

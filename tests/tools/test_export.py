@@ -1,8 +1,7 @@
-"""Exporting: merged files against the live adapter, llama.cpp's file, vLLM's limits."""
+"""Exporting: merged files against the live adapter, llama.cpp's file."""
 
 import copy
 import json
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from loralab.errors import AdapterError, ConfigError
 from loralab.tools import verify as verification
 from loralab.tools.export import export_merged
 from loralab.tools.gguf import export_gguf
-from loralab.tools.vllm import serving_command
 
 MakeAdapter = Callable[..., Adapter]
 IDS = torch.arange(1, 25).view(2, 12)
@@ -275,32 +273,6 @@ def test_gguf_is_refused_where_it_cannot_be(
     saved = make_adapter(rest={"head.weight": torch.ones(1)})
     with pytest.raises(AdapterError, match=r"head\.weight: GGUF files hold factors only"):
         export_gguf(saved, {"model_type": "llama"}, tmp_path / "x.gguf")
-
-
-@pytest.mark.parametrize(("r", "allowed"), [(1, 1), (5, 8), (8, 8), (33, 64), (300, 320)])
-def test_vllms_command(make_adapter: MakeAdapter, tmp_path: Path, r: int, allowed: int) -> None:
-    words = shlex.split(serving_command(make_adapter(r=r), tmp_path / "a b", "org/base", "poet"))
-    assert words[:3] == ["vllm", "serve", "org/base"]
-    assert words[words.index("--max-lora-rank") + 1] == str(allowed)
-    assert words[words.index("--lora-modules") + 1] == f"poet={tmp_path / 'a b'}"
-
-
-def test_vllms_limits_are_all_named_at_once(make_adapter: MakeAdapter, tmp_path: Path) -> None:
-    rest = {"q.lora_magnitude_vector": torch.ones(1), "e.lora_embedding_A": torch.ones(1, 1)}
-    adapter = make_adapter(
-        rest=rest, r=600, modules_to_save=["head"], bias="lora_only", alpha_pattern={"v_proj": 1}
-    )
-    with pytest.raises(AdapterError) as caught:
-        serving_command(adapter, tmp_path, "base", "x")
-    for fault in (
-        "rank 600 is above 512",
-        "modules_to_save (head)",
-        "biases",
-        "DoRA",
-        "embedding",
-        "v_proj is scaled",
-    ):
-        assert fault in str(caught.value)
 
 
 def test_a_trained_adapter_on_a_real_model(assets: Path, stories_model_dir: Path, tmp_path: Path) -> None:

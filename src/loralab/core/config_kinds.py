@@ -37,6 +37,8 @@ def unreadable(config: "LoraConfig") -> list[str]:
     texts = pattern if isinstance(pattern, list | tuple | set) else [pattern]
     if pattern is not None and not all(isinstance(text, str) for text in texts):
         faults.append(f"layers_pattern is {pattern!r}; expected a name or a list of names")
+    if not hasattr(config.runtime_config, "ephemeral_gpu_offload"):
+        faults.append(f"runtime_config is {config.runtime_config!r}; it belongs to one process, not a file")
     return faults
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "add_low_rank",
     "check_rounding",
     "round_randomly",
+    "sum_low_rank",
     "total",
 ]
 
@@ -92,6 +93,26 @@ def total(original: Tensor, deltas: Sequence[Tensor]) -> Tensor:
     for delta in deltas:
         result += delta
     return result
+
+
+def sum_low_rank(weight_OI: Tensor, factors: tuple[Tensor, Tensor, float]) -> Tensor:
+    """Return W + scaling * B A, summed in fp32 or wider and rounded once to W's dtype, contiguous as W is.
+
+    What `add_low_rank` does, without the report on rounding, which takes as long again.
+    """
+    a_RI, b_OR, scaling = factors
+    if weight_OI.stride(0) < weight_OI.stride(1):
+        return sum_low_rank(weight_OI.t(), (b_OR.t(), a_RI.t(), scaling)).t()
+    wider = wide(weight_OI.dtype)
+    a_RI, b_OR = a_RI.detach().to(wider), b_OR.detach().to(wider) * scaling
+    result_OI = torch.empty_like(weight_OI)
+    rows = max(1, 4 * _BLOCK // max(1, weight_OI.shape[1]))
+    sums = torch.empty(rows, weight_OI.shape[1], dtype=wider, device=weight_OI.device)
+    for start in range(0, weight_OI.shape[0], rows):
+        block_OI = weight_OI[start : start + rows]
+        part = sums[: len(block_OI)].copy_(block_OI).addmm_(b_OR[start : start + rows], a_RI)
+        result_OI[start : start + rows] = part
+    return result_OI
 
 
 def add_low_rank(

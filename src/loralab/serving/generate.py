@@ -1,8 +1,7 @@
 """Text from a model, piece by piece as it is written."""
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from threading import Event, Thread
 from typing import Any
 
@@ -18,26 +17,9 @@ from loralab.data.types import Message
 from loralab.errors import ConfigError
 from loralab.models.positions import max_positions
 from loralab.models.stops import own_stops
+from loralab.serving.sampling import Sampling
 
-__all__ = ["Sampling", "continue_text", "stream", "template_for"]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen: the likeliest (temperature 0), or drawn."""
-
-    max_new_tokens: int = 200
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1.")
-        if not 0 <= self.temperature < math.inf:
-            raise ConfigError(f"temperature is {self.temperature}; expected 0 (no chance) or more.")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p is {self.top_p}; expected a share above 0, up to 1.")
+__all__ = ["Sampling", "continue_text", "prompt_ids", "stream", "template_for"]
 
 
 def template_for(habits: Habits, tokenizer: Any) -> Template | None:
@@ -58,25 +40,42 @@ def template_for(habits: Habits, tokenizer: Any) -> Template | None:
 def stream(
     model: Any, tokenizer: Any, prompt: str | Sequence[Message], habits: Habits, sampling: Sampling
 ) -> Iterator[str]:
-    """Yield the model's answer in pieces. A prompt that is text is put into the template as a user's turn.
-
-    What a user says is put into the prompts of the format file, if the adapter was trained with one.
-
-    Where there is no template, text is continued as it stands, of a conversation the last message.
+    """Yield the model's answer in pieces; `prompt_ids` says what becomes of the prompt.
 
     Raises:
         ConfigError: the prompt leaves no room for an answer.
     """
+    ids, stops = prompt_ids(tokenizer, prompt, habits)
+    return continue_text(model, tokenizer, ids, stops, sampling)
+
+
+def prompt_ids(
+    tokenizer: Any,
+    prompt: str | Sequence[Message],
+    habits: Habits,
+    tools: Sequence[Mapping[str, object]] = (),
+) -> tuple[Sequence[int], list[int]]:
+    """Return a prompt as an adapter's training data would have it, and the tokens that end the answer.
+
+    Text is put into the template as a user's turn. What a user says is put into the prompts of the format
+    file, if the adapter was trained with one. Where there is no template, text is continued as it stands, of
+    a conversation the last message.
+
+    Raises:
+        ConfigError: there are tools, and no template that could show them.
+        DataError: the template cannot write this conversation.
+    """
     template = template_for(habits, tokenizer)
+    if template is None and tools:
+        raise ConfigError("tools need a template, and this model has none.")
     if template is not None and isinstance(prompt, str):
         prompt = [Message("user", prompt)]
     elif template is None and not isinstance(prompt, str):
         prompt = prompt[-1].content
     if habits.prompt and not isinstance(prompt, str):
         prompt = [_asked(message, habits.prompt) for message in prompt]
-    ids = encode_prompt(prompt, template, tokenizer)
     stops = stop_ids(template, tokenizer) if template else [tokenizer.eos_token_id]
-    return continue_text(model, tokenizer, ids, [stop for stop in stops if stop is not None], sampling)
+    return encode_prompt(prompt, template, tokenizer, tools), [stop for stop in stops if stop is not None]
 
 
 def _asked(message: Message, prompt: Sequence[str]) -> Message:
@@ -91,8 +90,10 @@ def continue_text(
     Closing the generator ends the writing: the model is at rest when `close` returns.
 
     Raises:
-        ConfigError: the prompt leaves no room for an answer.
+        ConfigError: the prompt leaves no room for an answer, or only an `Engine` can do what is asked.
     """
+    if sampling.stop or sampling.logprobs is not None or sampling.ignore_eos:
+        raise ConfigError("stop, logprobs and ignore_eos are for an Engine; here they would have no effect.")
     positions = max_positions(model.config)
     room = (
         sampling.max_new_tokens if positions is None else min(sampling.max_new_tokens, positions - len(ids))
@@ -105,7 +106,8 @@ def continue_text(
     input_ids = torch.tensor([list(ids)], device=model.device)
     choice: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if sampling.temperature > 0:
-        choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
+        choice["top_k"] = sampling.top_k
     failure: list[BaseException] = []
     closed = Event()
 
@@ -114,7 +116,8 @@ def continue_text(
 
     def work() -> None:
         try:
-            torch.manual_seed(sampling.seed)
+            if sampling.seed is not None:
+                torch.manual_seed(sampling.seed)
             model.generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),

@@ -10,7 +10,12 @@ from loralab.cli.writing import check_out
 from loralab.errors import ConfigError
 
 if TYPE_CHECKING:
+    from loralab.core.adapter import Adapter
     from loralab.tools.export import Exported
+    from loralab.tools.vllm import Served
+
+_ONLY = {"dtype": "merged", "verify": "merged", "name": "vllm", "slots": "vllm"}
+"""Options that one kind has and the others do not."""
 
 
 def command(
@@ -18,9 +23,10 @@ def command(
     /,
     *,
     model: str,
-    adapter: str,
+    adapter: Annotated[list[str], Parameter(consume_multiple=True, negative=())],
     out: Path | None = None,
     name: str | None = None,
+    slots: int | None = None,
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
     verify: bool = True,
     runs: str = "runs",
@@ -32,7 +38,7 @@ def command(
 
     merged writes a model folder from the base's files, one at a time, and compares its logits with those of
     the live adapter before it says done. gguf writes a LoRA file for llama.cpp. vllm prints the command that
-    serves the adapter, once vLLM's limits are checked.
+    serves one adapter or many, once vLLM's limits are checked; what is to be known besides goes to stderr.
 
     Parameters
     ----------
@@ -41,11 +47,13 @@ def command(
     model
         Base model: a folder, a hub id, or "demo".
     adapter
-        Adapter: a folder, a run's name, or a hub id.
+        Adapter: a folder, a run's name, or a hub id. For vllm also several, or a folder of adapters or runs.
     out
         Folder (merged) or file (gguf) to write.
     name
-        Name under which vllm serves the adapter; left out, its folder's.
+        Name under which vllm serves a single adapter; left out, its run's or its folder's.
+    slots
+        How many adapters vllm runs in one batch; left out, all up to 32.
     dtype
         Precision of the merged weights: stored is the base's own.
     verify
@@ -61,26 +69,27 @@ def command(
     from loralab.tools.old_peft import read_current
 
     screen = Screen(output)
+    given = {"dtype": dtype != "stored", "verify": not verify, "name": name, "slots": slots is not None}
+    for option, needs in _ONLY.items():
+        if given[option] and kind != needs:
+            raise ConfigError(f"--{option} has no effect here: it is for {needs}.")
     if (out is None) != (kind == "vllm"):
         raise ConfigError("--out: vllm writes nothing." if out else f"--out is missing: {kind} writes there.")
-    if out is not None:
-        check_out(out, overwrite, (Path(model), Path(adapter)))
-    folder = find_adapter(adapter, runs)
-    read = read_current(folder, allow_pickle=allow_pickle)
-    if kind == "vllm":
-        from loralab.tools.vllm import serving_command
-
-        line = serving_command(read, folder, model, name or folder.name)
-        screen.data({"command": line})
-        screen.say(line)
-    elif kind == "gguf" and out is not None:
+    if out is None:
+        show_vllm(screen, model, _for_vllm(model, adapter, runs, name, allow_pickle), slots)
+        return
+    if len(adapter) != 1:
+        raise ConfigError(f"--adapter: {kind} takes one adapter, not {len(adapter)}; see 'loralab combine'.")
+    check_out(out, overwrite, (Path(model), Path(adapter[0])))
+    read = read_current(find_adapter(adapter[0], runs), allow_pickle=allow_pickle)
+    if kind == "gguf":
         from loralab.tools.checkpoint import Checkpoint, find_checkpoint
         from loralab.tools.gguf import export_gguf
 
         modules = export_gguf(read, Checkpoint(find_checkpoint(model)).config, out)
         screen.data({"out": str(out), "modules": modules})
         screen.fact("exported", f"{modules} modules into {out}; llama.cpp loads it with --lora {out}")
-    elif out is not None:
+    else:
         import torch
 
         from loralab.tools.export import export_merged
@@ -88,6 +97,57 @@ def command(
         chosen = None if dtype == "stored" else getattr(torch, dtype)
         exported = export_merged(model, read, out, dtype=chosen, check=verify)
         show_merged(screen, exported, out)
+
+
+def _for_vllm(
+    model: str, names: list[str], runs: str, called: str | None, allow_pickle: bool
+) -> list["Served"]:
+    """Return the adapters, checked one at a time: their tensors are not in memory together."""
+    from loralab.tools.checkpoint import Checkpoint, find_checkpoint
+    from loralab.tools.old_peft import read_current
+    from loralab.tools.vllm import check_base, check_served
+
+    folders = [found for name in names for found in _folders(name, runs)]
+    if called and len(folders) != 1:
+        raise ConfigError(f"--name names one adapter, and there are {len(folders)}; leave it out.")
+    here = model == "demo" or Path(model).is_dir()
+    checkpoint = Checkpoint(find_checkpoint(model)) if here else None
+    served = []
+    for name, folder in folders:
+        adapter: Adapter = read_current(folder, allow_pickle=allow_pickle)
+        served.append(check_served(adapter, folder, called or name))
+        if checkpoint is not None:
+            check_base(adapter, folder, checkpoint)
+    return served
+
+
+def _folders(name: str, runs: str) -> list[tuple[str, Path]]:
+    """Return the adapters that `name` stands for, called as ``loralab serve`` calls them."""
+    from loralab.adapters.store import find_adapter
+    from loralab.serving.reading import Roots
+
+    if Path(name).is_dir() and not (Path(name) / "adapter_config.json").is_file():
+        found = list(Roots([Path(name)]).names().items())
+        if found:
+            return found
+    folder = find_adapter(name, runs).resolve()
+    return [(folder.parent.name if folder.name == "adapter" else folder.name, folder)]
+
+
+def show_vllm(screen: Screen, model: str, served: list["Served"], slots: int | None) -> None:
+    """Print the command, and to stderr what it does not say, so that the command alone can be run."""
+    import sys
+
+    from loralab.tools.checkpoint import find_checkpoint
+    from loralab.tools.vllm import serving_command, serving_notes
+
+    base = str(find_checkpoint(model)) if model == "demo" else model
+    line = serving_command(base, served, 32 if slots is None else slots)
+    notes = serving_notes(base, served)
+    screen.data({"command": line, "adapters": [one.name for one in served], "notes": notes})
+    screen.say(line)
+    for note in notes:
+        print(f"loralab: note: {note}.", file=sys.stderr)
 
 
 def show_merged(screen: Screen, exported: "Exported", out: Path) -> None:
