@@ -66,7 +66,7 @@ QUICK = Size(steps=3, batch=4, rows=20, seeds=(0,), ranks=(2,), prompts=3, longe
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run. What the settings leave out is loralab's default."""
+    """One training run. Its settings name the targets; what else they leave out is loralab's default."""
 
     part: str
     """The table that it belongs to."""
@@ -81,31 +81,41 @@ class Trial:
         return json.dumps([self.task, self.settings, self.seed], sort_keys=True)
 
 
+DEFAULT: Settings = {"target_modules": "all-linear, embeddings"}
+"""What loralab chooses on this base, of 512 tokens, where no targets are named."""
+LINEAR: Settings = {"target_modules": "all-linear"}
 FULL: Settings = {"full": True, "learning_rate": 4e-3}
 SLOWER: Settings = {"full": True, "learning_rate": 2e-3}
 THOROUGH: Settings = {name: value for name, value in EFFORTS["thorough"].items() if name != "epochs"}
 HEADLINE: dict[str, Settings] = {
     "full fine-tuning": FULL,
-    "r = 8": {"r": 8},
-    "r = 32": {"r": 32},
+    "r = 8": {"r": 8} | DEFAULT,
+    "r = 32": {"r": 32} | DEFAULT,
     "thorough": THOROUGH,
+    "r = 8, linear layers alone": {"r": 8} | LINEAR,
+    "r = 32, linear layers alone": {"r": 32} | LINEAR,
 }
-EMBEDDED: Settings = {"r": 32, "target_modules": "all-linear, embeddings"}
+WHOLE: Settings = LINEAR | {"modules_to_save": "embed_tokens, norm"}
 RECIPES: dict[str, Settings] = {
-    "r = 32, embeddings adapted": EMBEDDED,
-    "the same, norms trained whole": EMBEDDED | {"modules_to_save": "norm"},
-    "r = 32, embeddings and norms trained whole": {"r": 32, "modules_to_save": "embed_tokens, norm"},
-    "r = 8, LoRA+ ratio 4": {"r": 8, "lora_plus_ratio": 4.0, "learning_rate": 5e-3},
-    "r = 8, embeddings adapted": {"r": 8, "target_modules": "all-linear, embeddings"},
-    "r = 8, orthogonal start": {"r": 8, "init": "orthogonal"},
-    "r = 8, PiSSA start": {"r": 8, "init": "pissa"},
-    "r = 8, DoRA": {"r": 8, "use_dora": True},
-    "r = 8, muon": {"r": 8, "optimizer": "muon"},
+    "r = 32, norms trained whole": {"r": 32, "modules_to_save": "norm"} | DEFAULT,
+    "r = 32, linear layers; embeddings and norms trained whole": {"r": 32} | WHOLE,
+    "r = 8, linear layers": {"r": 8} | LINEAR,
+    "the same, norms trained whole": {"r": 8, "modules_to_save": "norm"} | LINEAR,
+    "the same, DoRA": {"r": 8, "use_dora": True} | LINEAR,
+    "the same, LoRA+ ratio 4": {"r": 8, "lora_plus_ratio": 4.0, "learning_rate": 5e-3} | LINEAR,
+    "the same, muon": {"r": 8, "optimizer": "muon"} | LINEAR,
+    "the same, orthogonal start": {"r": 8, "init": "orthogonal"} | LINEAR,
+    "the same, PiSSA start": {"r": 8, "init": "pissa"} | LINEAR,
+    "the same, rsLoRA": {"r": 8, "use_rslora": True} | LINEAR,
+    "the same, schedule wsd": {"r": 8, "lr_scheduler": "wsd"} | LINEAR,
 }
+_RATES = (5e-3, 7e-3, 1e-2, 2e-2)
 RATES = {
     "full fine-tuning": (2e-3, 4e-3, 6e-3),
-    "r = 8": (5e-3, 7e-3, 1e-2, 2e-2),
-    "r = 32": (5e-3, 7e-3, 1e-2, 2e-2),
+    "r = 8": _RATES,
+    "r = 32": _RATES,
+    "r = 8, linear layers alone": _RATES,
+    "r = 32, linear layers alone": _RATES,
 }
 
 
@@ -119,11 +129,11 @@ def trials(size: Size) -> Iterator[Trial]:
             yield Trial("rates", name, HEADLINE[name] | {"learning_rate": rate})
     for name, settings in RECIPES.items():
         yield Trial("recipes", name, settings)
-    for rank in size.ranks:
-        yield Trial("ranks", str(rank), {"r": rank})
-    for targets in ("attention", "feed-forward"):
-        yield Trial("targets", targets, {"r": 8, "target_modules": targets})
-    yield Trial("targets", "all-linear (default)", {"r": 8})
+    for part, targets in (("ranks", DEFAULT), ("linear_ranks", LINEAR)):
+        for rank in size.ranks:
+            yield Trial(part, str(rank), {"r": rank} | targets)
+    for name in ("attention", "feed-forward", "all-linear", "all-linear, embeddings"):
+        yield Trial("targets", name, {"r": 8, "target_modules": name})
     for name, settings in {**HEADLINE, "full fine-tuning, slower": SLOWER}.items():
         yield Trial("shakespeare", name, settings, task="shakespeare")
 

@@ -72,7 +72,7 @@ def random_parts(engine: Engine, seed: int) -> dict[str, Part]:
     """Return factors of rank 16 for all linear layers of the blocks."""
     random_numbers = torch.Generator().manual_seed(seed)
     parts = {}
-    for path, place in engine._places.by_path.items():
+    for path, place in engine.placement.places.by_path.items():
         if path.rpartition(".")[2] in TARGETS:
             a = torch.randn(RANK, place.inputs, generator=random_numbers).mul_(0.02).bfloat16()
             b = torch.randn(place.outputs, RANK, generator=random_numbers).mul_(0.02).bfloat16()

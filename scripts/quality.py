@@ -21,7 +21,17 @@ PICTURES = ROOT / "docs" / "pictures"
 RESULTS = ROOT / "benchmarks" / "results"
 
 Result = dict[str, Any]
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+LINES = {
+    "full fine-tuning": ("#555555", "-"),
+    "r = 8": ("#0072B2", "-"),
+    "r = 8, linear layers alone": ("#0072B2", "--"),
+    "r = 32": ("#D55E00", "-"),
+    "r = 32, linear layers alone": ("#D55E00", "--"),
+}
+"""Colour and stroke by the name of what was trained; solid is the default."""
+TICKS = (2e-3, 5e-3, 1e-2, 2e-2)
+"""Learning rates; not all that were tried, which would stand on each other."""
+RANKS = {"ranks": ("with the embeddings", "-"), "linear_ranks": ("linear layers alone", "--")}
 LOOK = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -119,6 +129,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "rates": rates,
     "recipes": losses("recipes"),
     "ranks": losses("ranks"),
+    "linear_ranks": losses("linear_ranks"),
     "targets": losses("targets"),
     "shakespeare": losses("shakespeare"),
     "text": text,
@@ -146,26 +157,31 @@ def draw(values: Result, path: Path, paint: Callable[[Axes, Result], None]) -> N
 
 def paint_ranks(axes: Axes, values: Result) -> None:
     """Share by rank."""
-    points = sorted((int(name), trials[0]["share"]) for name, trials in grouped(values, "ranks"))
-    axes.plot([x for x, _ in points], [100 * y for _, y in points], "o-", color=COLOURS[0])
-    axes.axhline(100, color="#888888", linewidth=0.8, linestyle="--")
-    axes.text(points[0][0], 100, "full fine-tuning", va="bottom", color="#555555")
+    ranks: set[int] = set()
+    for part, (label, stroke) in RANKS.items():
+        points = sorted((int(name), trials[0]["share"]) for name, trials in grouped(values, part))
+        ranks.update(x for x, _ in points)
+        shares = [100 * y for _, y in points]
+        axes.plot([x for x, _ in points], shares, f"o{stroke}", color=LINES["r = 8"][0], label=label)
+    axes.axhline(100, color="#888888", linewidth=0.8, linestyle=":")
+    axes.text(min(ranks), 100, "full fine-tuning", va="bottom", color="#555555")
     axes.set_xscale("log", base=2)
-    axes.set_xticks([x for x, _ in points], [str(x) for x, _ in points])
+    axes.set_xticks(sorted(ranks), [str(x) for x in sorted(ranks)])
     axes.set(xlabel="rank", ylabel="% of full fine-tuning's improvement", ylim=(None, 102))
+    axes.legend(loc="lower right")
 
 
 def paint_rates(axes: Axes, values: Result) -> None:
     """Loss by learning rate."""
-    for (name, trials), colour in zip(grouped(values, "rates"), COLOURS, strict=False):
+    for name, trials in grouped(values, "rates"):
+        colour, stroke = LINES[name]
         points = sorted((trial["learning_rate"], trial["loss"]) for trial in trials)
-        axes.plot([x for x, _ in points], [y for _, y in points], "o-", color=colour, label=name)
+        axes.plot([x for x, _ in points], [y for _, y in points], f"o{stroke}", color=colour, label=name)
     axes.set_xscale("log")
-    ticks = sorted({trial["learning_rate"] for trial in values["trials"] if trial["part"] == "rates"})
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
     axes.minorticks_off()
     axes.set(xlabel="learning rate", ylabel="validation loss")
-    axes.legend()
+    axes.legend(fontsize=8)
 
 
 def main() -> None:

@@ -53,7 +53,10 @@ class TrainingError(LoralabError, RuntimeError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x' or 'y'?"`` for the known words nearest to `word`, or ``""``."""
-    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return ``" Did you mean 'x' or 'y'?"`` for the known words nearest to `word`, or ``""``.
+
+    Of 0 to 1, `cutoff` is how alike they have to be.
+    """
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=cutoff)
     return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""

@@ -38,8 +38,8 @@ def test_train_with_flags(bench, loralab):
         "base: tiny, 14,288 parameters, float32 on cpu\n",
         "data: train.jsonl: 12 examples (format completion, template plain)",
         "eval data: eval.jsonl: 5 examples",
-        "rank 2, alpha 32, on 14 modules",
-        "2 x (32 + 16) = 96 numbers in place of 32 x 16 = 512",
+        "rank 2, alpha 32, on 15 modules",
+        "2 x (16 + 300) = 632 numbers in place of 16 x 300 = 4,800",
         "plan: 2 steps of 8 examples",
         "step 2/2  loss ",
         "eval loss: base ",
@@ -74,7 +74,6 @@ def test_many_flags_at_once(bench, loralab):
         "warmup_steps": 1,
         "weight_decay": 0.01,
         "max_grad_norm": 0.5,
-        "epochs": 2.0,
         "max_steps": 2,
         "batch_size": 4,
         "micro_batch_size": 2,
@@ -110,6 +109,34 @@ def test_a_flag_set_to_the_default_still_goes_before_the_file(bench, loralab):
     )
     assert loralab("train", "run.toml", "--name", "a", "--lora-alpha", RunConfig().lora_alpha).code == 0
     assert RunFolder(Path("runs/a")).config().lora_alpha == RunConfig().lora_alpha
+
+
+def test_a_run_s_length_is_said_once_or_by_the_flag(bench, loralab):
+    both = loralab("plan", "--model", "tiny", "--data", "train.jsonl", "--epochs", 3, "--max-steps", 2)
+    assert both.code == 2
+    assert both.err == "loralab: --epochs and --max-steps both say how long the run is; give one of them.\n"
+    Path("run.toml").write_text('model = "tiny"\ndata = "train.jsonl"\nepochs = 2.0\nbatch_size = 4\n')
+    assert loralab("plan", "run.toml", "--max-steps", 5, "--json").json["steps"] == 5
+    copied = loralab("plan", "--like", "poet", "--epochs", 2, "--json").json
+    assert (copied["steps"], copied["settings"]["epochs"]) == (6, 2.0)
+    assert copied["settings"]["max_steps"] is None
+    Path("run.toml").write_text('model = "tiny"\ndata = "train.jsonl"\nepochs = 2.0\nmax_steps = 5\n')
+    assert "run.toml: epochs has no effect beside max_steps" in loralab("plan", "run.toml").err
+
+
+def test_a_plan_says_what_the_run_s_folder_will(bench, loralab, tmp_path):
+    Path("prompts.txt").write_text("the dog\n")
+    words = ("--like", "poet", "--name", "next", "--sample-prompts", "prompts.txt", "--json")
+    planned = loralab("plan", *words).json
+    assert loralab("train", *words).code == 0
+    written = RunFolder(Path("runs/next")).plan()
+    for name in ("settings", "memory", "findings"):
+        del written[name]
+    assert written.items() <= planned.items()
+    probed = planned["probe"]
+    at_least = 2 * probed["evaluation_seconds"] + 5 * probed["sampling_seconds"] + 4 * probed["step_seconds"]
+    assert probed["seconds"] >= at_least > 0
+    assert probed["sampling_seconds"] > 0
 
 
 def test_train_as_json_is_one_event_a_line(bench, loralab):
@@ -338,7 +365,7 @@ def test_chat_compares(bench, loralab, monkeypatch):
 def test_a_merged_model_loses_what_the_adapter_loses(bench, loralab, dtype):
     arguments = ("merge", "--model", "tiny", "--adapter", "poet", "--out", "out/merged", "--dtype", dtype)
     told = loralab(*arguments, "--json").json
-    assert len(told["layers"]) == told["modules"] == 14
+    assert len(told["layers"]) == told["modules"] == 15
     assert (told["out"], told["dtype"]) == ("out/merged", "float32" if dtype == "stored" else dtype)
     assert max(told["layers"].values()) >= told["error"]
     assert told["error"] == 0 if dtype == "stored" else 1e-4 < told["error"] < 1
@@ -385,8 +412,9 @@ def test_show(bench, loralab):
     tensors = load_file("runs/poet/adapter/adapter_model.safetensors")
     assert shown["parameters"] == sum(tensor.numel() for tensor in tensors.values())
     assert shown["base"] == "tiny"
-    assert len(shown["modules"]) == 14
-    one = shown["modules"][0]
+    assert len(shown["modules"]) == 15
+    assert shown["modules"][0]["module"] == "model.embed_tokens"
+    one = shown["modules"][1]
     a = tensors[f"base_model.model.{one['module']}.lora_A.weight"]
     b = tensors[f"base_model.model.{one['module']}.lora_B.weight"]
     assert (one["r"], one["in"], one["out"], one["scaling"]) == (4, a.shape[1], b.shape[0], 8.0)

@@ -84,5 +84,5 @@ def test_the_help_of_train_is_the_settings_own(helped):
         assert f"--{field.replace('_', '-')}" in words
         assert info.description
         assert " ".join(info.description.split())[:40] in words
-    for default in ("16", "adamw", "cosine", "all-linear"):
+    for default in ("16", "adamw", "cosine", "kaiming"):
         assert f"[default: {default}]" in words

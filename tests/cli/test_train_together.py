@@ -30,8 +30,8 @@ def test_two_files_are_two_runs(files, loralab):
     for words in (
         "run: runs/a\n",
         "run: runs/b\n",
-        "adapter: rank 2, alpha 32, on 14 modules\n",
-        "adapter: rank 3, alpha 32, on 14 modules\n",
+        "adapter: rank 2, alpha 32, on 15 modules\n",
+        "adapter: rank 3, alpha 32, on 15 modules\n",
         "a: step 3/3  loss ",
         "b: step 2/2  loss ",
         "b: step 2/2  eval loss ",

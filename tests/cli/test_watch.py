@@ -92,6 +92,23 @@ def test_a_running_run_is_followed_to_its_end(run: RunFolder) -> None:
         assert process.wait(10) == 0
 
 
+def test_evaluations_that_a_run_has_still_to_make_are_counted(run: RunFolder, loralab) -> None:
+    """Ten steps of half a second, evaluated every four: half a minute each time, as the first one took."""
+    with (run.path / "config.toml").open("a") as stream:
+        stream.write('eval_data = "e.jsonl"\n')
+    (run.path / "plan.json").write_text('{"steps": 10, "eval_steps": 4, "sample_steps": 4}')
+    (run.path / "events.jsonl").unlink()
+    events = [(0.0, Started(0, 10, 9, 10, 100, "rows"))]
+    events += [(0.5 * step + 30.0 * (step >= 4), stepped(step)) for step in range(1, 7)]
+    lines = (json.dumps({"time": 1e9 + at, **event.to_dict()}) for at, event in events)
+    (run.path / "events.jsonl").write_text("\n".join(lines) + "\n")
+    run.write_state(RunState(step=6, steps=10))
+    shown = loralab("watch", "poet", "--plain").out.splitlines()
+    left = {line.split()[1]: line.rpartition("  ")[2] for line in shown if line.endswith(" left")}
+    assert left["3/10"] == "3.5 s left", "nothing is known of an evaluation yet"
+    assert left["6/10"] == "1 min 2 s left", "of four steps, and of evaluations at 8 and 10"
+
+
 def test_ctrl_c_leaves_and_the_run_goes_on(run: RunFolder) -> None:
     with run.hold(), watching() as process:
         run.write_state(RunState(step=2, steps=10))
@@ -127,6 +144,8 @@ def test_watch_needs_no_torch(run: RunFolder) -> None:
 
 
 def test_report_writes_the_page(bench, loralab):
+    for path in Path("runs/poet").glob("report*"):
+        path.unlink()  # as where the run was killed between its last event and its report
     result = loralab("report", "poet", "--json")
     page = Path(result.json["report"])
     assert page == Path("runs/poet/report.md")

@@ -99,6 +99,7 @@ def test_what_exists_is_taken_as_it_stands(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
+        ("a.jsonl*1000000", "an epoch has each row up to 1000 times, found '1000000'; for more passes"),
         ("a.jsonl*0", "behind '*' stands how many times an epoch has each row, a number above 0"),
         ("a.jsonl*-1", "found '-1'"),
         ("a.jsonl*inf", "found 'inf'"),

@@ -115,6 +115,16 @@ def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
         read_rows(tmp_path / "absent" / "train.jsonl")
 
 
+def test_an_ending_makes_no_names_alike(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "valid.jsonl", "train.json"):
+        write(tmp_path, name, b"{}")
+    for name in ("b.jsonl", "test.jsonl"):
+        with pytest.raises(DataError, match=r"no such file\.$"):
+            find(tmp_path / name)
+    with pytest.raises(DataError, match=r"no such file\. Did you mean 'train\.json'\?$"):
+        find(tmp_path / "train.jsonl")
+
+
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="this is a folder; name a file in it"):
         read_rows(tmp_path)

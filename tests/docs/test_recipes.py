@@ -41,7 +41,7 @@ def test_a_recipe_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     words = [re.sub(r"^recipes/", f"{path.parent}/", word) for word in command[1:]]
     words[words.index("MODEL")] = "demo"
     with pytest.raises(SystemExit) as end:
-        main([*words, "--name", "tried", "--max-steps", "1", "--epochs", "1"])
+        main([*words, "--name", "tried", "--max-steps", "1"])
     assert not end.value.code
     run = RunFolder(tmp_path / "runs" / "tried")
     assert run.state().state == "finished"

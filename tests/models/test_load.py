@@ -49,6 +49,22 @@ def test_a_folder_gives_its_own_weights_on_the_device(tiny, tiny_dir):
     assert base.tokenizer("the dog")["input_ids"] == tiny.make_tokenizer()("the dog")["input_ids"]
 
 
+def test_an_empty_folder_is_told_as_such(tmp_path):
+    for load in (load_base, load_tokenizer, load_config):
+        with pytest.raises(ModelError) as caught:
+            load(str(tmp_path))
+        said = f"{tmp_path}: the folder is empty; --model takes the one with config.json in it."
+        assert str(caught.value) == said
+
+
+def test_only_a_like_name_is_offered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("stories", "data"):
+        (tmp_path / name).mkdir()
+    assert refusal("storis").endswith("Did you mean 'stories'?")
+    assert "Did you mean" not in refusal("dinner"), "neither demo nor data"
+
+
 def test_a_relative_folder(tiny_dir, monkeypatch):
     monkeypatch.chdir(tiny_dir.parent)
     assert load_base(tiny_dir.name, "float32").name == tiny_dir.name

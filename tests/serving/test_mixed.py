@@ -174,3 +174,28 @@ def test_any_rank_that_the_settings_allow(family: Any, llama: Any, serve: Any, t
     family.make_adapter(llama.base_dir, tmp_path / "large", 1, r=600, target_modules=["q_proj"])
     engine = serve(llama, roots=[tmp_path], max_rank=1024, merging="never")
     assert len(family.tokens(family.ask(engine, "large", family.prompt(1, 9), 4))) == 4
+
+
+def test_scattered_adapters_move_together(family: Any, llama: Any, serve: Any) -> None:
+    """The slots between used ones are computed along; who runs on in far ones is brought near."""
+    engine = serve(llama, merging="never", slots=9)
+    names = [name for name in llama.names if name != "whole"]
+    ids = family.prompt(1, 9)
+    for name in names:
+        family.tokens(family.ask(engine, name, ids))
+    seats = sorted(
+        (seat for seat in engine.placement.mixed.seats.values() if seat.bucket == 8),
+        key=lambda seat: seat.slot,
+    )
+    pair = [seats[0], seats[-1]]
+    assert pair[1].slot - pair[0].slot >= 4
+    answers = [family.ask(engine, seat.fitted.name, ids, 40) for seat in pair]
+    for seat, answer in zip(pair, answers, strict=True):
+        assert family.tokens(answer) == llama.write(seat.fitted.name, ids, 40)
+    assert {seat.slot for seat in pair} == {0, 1}
+    reads = engine.cache.stats.disk_reads
+    for name in names:
+        assert family.tokens(family.ask(engine, name, ids)) == llama.write(name, ids, 12)
+    places = [(seat.bucket, seat.slot) for seat in engine.placement.mixed.seats.values()]
+    assert len(set(places)) == len(places) == len(names)
+    assert engine.cache.stats.disk_reads == reads

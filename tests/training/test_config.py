@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loralab.errors import ConfigError
-from loralab.training.config import RunConfig, check, read_toml
+from loralab.training.config import RunConfig, check, layered, read_toml
 
 CHANGED = {
     "name": "a-run.2",
@@ -48,7 +48,6 @@ CHANGED = {
     "weight_decay": 0.01,
     "max_grad_norm": 0.3,
     "epochs": 1.5,
-    "max_steps": 9,
     "batch_size": 6,
     "micro_batch_size": 2,
     "neftune_alpha": 5.0,
@@ -78,6 +77,7 @@ OTHER = {
     "lr_scheduler": "polynomial",
     "lr_power": 2.0,
     "warmup_ratio": 0.1,
+    "max_steps": 9,
 }
 """What cannot stand beside one of the others."""
 
@@ -109,6 +109,22 @@ def test_any_text_and_number_survive_toml(text, number):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "read_text", lambda *_, **__: config.to_toml())
         assert check(read_toml(Path("x"))) == config
+
+
+def test_a_run_s_length_is_said_once():
+    assert refusal(epochs=2, max_steps=9) == (
+        "epochs has no effect beside max_steps, which says how long the run is; choose one"
+    )
+    assert check({"epochs": 3.0, "max_steps": 9}).max_steps == 9, "as a run's own file has them"
+    assert check({"effort": "thorough", "max_steps": 9}).max_steps == 9
+
+
+def test_the_later_of_two_lengths_holds():
+    file, copied = {"epochs": 20.0, "r": 2}, {"epochs": 3.0, "max_steps": 60, "r": 4}
+    assert layered(file, {"max_steps": 5}) == {"r": 2, "max_steps": 5}
+    assert layered(copied, {"epochs": 2.0}) == {"r": 4, "epochs": 2.0}
+    assert layered(copied, file, {"seed": 1}) == {"epochs": 20.0, "r": 2, "seed": 1}
+    assert layered(copied) == copied
 
 
 def test_every_setting_is_explained():

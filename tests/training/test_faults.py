@@ -16,7 +16,7 @@ import torch
 
 from loralab.cli.main import main
 from loralab.cli.output import Output, Screen
-from loralab.cli.views import view
+from loralab.cli.views import Length, view
 from loralab.errors import CheckpointError, ConfigError
 from loralab.training.config import RunConfig
 from loralab.training.events import Started, Stepped
@@ -281,7 +281,7 @@ def test_a_clock_that_jumps_harms_nothing(settings, monkeypatch):
 @pytest.mark.parametrize("jump", [-1e6, 1e6])
 def test_time_left_is_never_less_than_none(capsys, monkeypatch, jump):
     monkeypatch.setattr(time, "time", iter(range(0, 10**9, 10**6)).__next__)
-    with view({"run": 40}, Screen(Output(plain=True))) as shown:
+    with view({"run": Length(40)}, Screen(Output(plain=True))) as shown:
         shown.show("run", Started(0, 40, 8, 1, 2, "none"))
         for step, at in ((1, 5e8), (2, 5e8 + jump), (4, None)):
             event = Stepped(step, 1.0, 1e-3, 1.0, 10, 0.1, 0.1, 1.0)

@@ -15,7 +15,7 @@ from loralab.errors import CheckpointError, ConfigError, DataError, TargetError,
 from loralab.training import starting
 from loralab.training.checkpoint import latest
 from loralab.training.config import RunConfig
-from loralab.training.events import Event, Failed, Finished, Saved, Started, Stepped
+from loralab.training.events import Event, Failed, Finished, Sampled, Saved, Started, Stepped
 from loralab.training.folder import RunFolder, list_runs
 from loralab.training.many import ManyRuns, start_together
 from loralab.training.starting import resume, start
@@ -142,6 +142,19 @@ def test_one_run_is_the_plain_case(settings):
     list(start(alone).events())
     assert list(by_run(start_together([config]))) == ["run"]
     assert_same_runs(folder_of(config), folder_of(alone))
+
+
+def test_prompts_are_answered_as_alone_by_the_base_first(settings, tmp_path):
+    (tmp_path / "prompts.txt").write_text("the dog\na tree\n")
+    asked = {"sample_prompts": str(tmp_path / "prompts.txt"), "max_steps": 4, "sample_steps": 2}
+    configs = [settings(name="a", **asked), settings(name="b", seed=1, max_steps=4)]
+    alone = under(configs, "alone")
+    for config in alone:
+        list(start(config).events())
+    events = by_run(start_together(configs))
+    assert [event.step for event in events["a"] if isinstance(event, Sampled)] == [0, 0, 2, 2, 4, 4]
+    for config, single in zip(configs, alone, strict=True):
+        assert_same_runs(folder_of(config), folder_of(single))
 
 
 def test_dropout_is_each_run_s_own(settings):

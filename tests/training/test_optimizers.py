@@ -113,6 +113,8 @@ def test_a_probe_leaves_no_trace(settings, eval_file, optimizer):
     run = start(probed)
     found = run.probe()
     assert found.step_seconds > 0
+    assert found.evaluation_seconds > 0
+    assert found.sampling_seconds == 0
     assert found.peak_memory > 1e6
     assert found.seconds >= 8 * found.step_seconds
     list(run.events())

@@ -70,6 +70,7 @@ def e2e(assets: Path, tmp_path: Path, **changes: Any) -> RunConfig:
         "runs": str(tmp_path),
         "r": 8,
         "lora_alpha": 16,
+        "target_modules": "all-linear",
         "learning_rate": RATE,
         "batch_size": 16,
         "max_steps": STEPS,

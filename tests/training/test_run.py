@@ -98,7 +98,8 @@ def test_a_finished_run_s_folder(settings, eval_file):
     state = folder.state()
     assert (state.state, state.step, state.steps) == ("finished", 8, 8)
     assert state.started <= state.heartbeat
-    assert folder.config() == config.model_copy(update={"cutoff_length": 128})
+    found = {"cutoff_length": 128, "target_modules": "all-linear, embeddings"}
+    assert folder.config() == config.model_copy(update=found)
     plan = folder.plan()
     assert plan["examples"] == 23
     assert plan["format"] == "completion"

@@ -89,7 +89,6 @@ def test_the_order_depends_on_the_seed_and_the_epoch_and_nothing_else():
         ({"epochs": 0.5}, (12, 1, 1)),
         ({"epochs": 1e-6}, (1, 1, 1)),
         ({"max_steps": 7}, (7, 1, 1)),
-        ({"max_steps": 7, "epochs": 3}, (7, 1, 1)),
         ({"max_steps": 400, "eval_steps": 50}, (400, 50, 50)),
         ({"max_steps": 400, "save_steps": 30}, (400, 40, 30)),
         ({"max_steps": 4, "eval_steps": 100, "save_steps": 100}, (4, 100, 100)),
@@ -99,6 +98,13 @@ def test_the_plan(settings, expected):
     made = plan(RunConfig(batch_size=4, **settings), examples=97)
     assert (made.steps, made.eval_steps, made.save_steps) == expected
     assert made.steps_per_epoch == 25
+
+
+@pytest.mark.parametrize(("every", "times"), [(1, 13), (5, 4), (6, 3), (12, 2), (100, 2)])
+def test_the_plan_counts_what_the_run_does(every, times):
+    """Before the first step, every so many steps, and after the last."""
+    made = plan(RunConfig(max_steps=12, eval_steps=every, sample_steps=every), examples=97)
+    assert (made.evaluations, made.samplings) == (times, times)
 
 
 @pytest.mark.parametrize(

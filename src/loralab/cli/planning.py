@@ -8,6 +8,7 @@ from loralab.cli.training import show_plan, time_line
 from loralab.core.adapter import Adapter
 from loralab.training.probe import Probe
 from loralab.training.run import Run
+from loralab.training.starting import plan_of
 
 __all__ = ["show_whole_plan"]
 
@@ -15,7 +16,8 @@ __all__ = ["show_whole_plan"]
 def show_whole_plan(run: Run, screen: Screen) -> None:
     """Print the plan of a run with its arithmetic, and what a probe tells of its time and memory."""
     found = run.probe()
-    screen.data(_as_data(run, found))
+    settings = run.config.model_dump(mode="json")
+    screen.data({**plan_of(run), "settings": settings, "probe": dataclasses.asdict(found)})
     show_plan(run, screen)
     screen.fact("time", time_line(run, found))
     screen.fact("disk", _disk_line(run))
@@ -73,18 +75,3 @@ def _advice(run: Run) -> list[str]:
     if run.memory.fits:
         return []
     return ["", "This does not fit. --fit chooses a micro-batch, recomputed layers or 4 bits that do."]
-
-
-def _as_data(run: Run, found: Probe) -> dict[str, object]:
-    trainable, total = run.parameters
-    return {
-        "settings": run.config.model_dump(),
-        "plan": dataclasses.asdict(run.plan),
-        "examples": len(run.data.examples),
-        "tokens": run.data.tokens,
-        "trained_tokens": run.data.trained_tokens,
-        "trainable_parameters": trainable,
-        "parameters": total,
-        "memory": dataclasses.asdict(run.memory),
-        "probe": dataclasses.asdict(found),
-    }

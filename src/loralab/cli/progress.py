@@ -8,9 +8,10 @@ from types import FrameType
 from typing import NoReturn
 
 from loralab.cli.output import Screen
-from loralab.cli.views import view
+from loralab.cli.views import Length, view
 from loralab.training.events import Failed, Finished
 from loralab.training.many import ManyRuns
+from loralab.training.probe import Probe
 from loralab.training.run import Run
 
 __all__ = ["accompany", "follow", "follow_together", "runs_flag", "stoppable"]
@@ -34,14 +35,15 @@ class _Stop:
                 signal.signal(other, signal.SIG_DFL)
 
 
-def follow(run: Run, screen: Screen) -> Finished:
-    """Train `run`, show its course, and return its last event.
+def follow(run: Run, screen: Screen, found: Probe | None = None) -> Finished:
+    """Train `run`, show its course, and return its last event. What a probe has found tells the time left.
 
     The first Ctrl-C (or SIGTERM) finishes the step, saves and exits with code 130; the second stops at once.
     """
     name = run.folder.name
     several = run.processes.count > 1
-    with stoppable(several) as stop, view(_steps([run]), screen) as shown, closing(run.events()) as events:
+    length = {name: _length(run, found)}
+    with stoppable(several) as stop, view(length, screen) as shown, closing(run.events()) as events:
         for event in events:
             screen.data(event.to_dict())
             shown.show(name, event)
@@ -66,7 +68,8 @@ def follow_together(many: ManyRuns, screen: Screen, results: dict[str, Finished]
     Ctrl-C does for all what it does for one. Raises as `ManyRuns.events`.
     """
     going = {run.folder.name: run for run in many.runs}
-    with stoppable() as stop, view(_steps(many.runs), screen) as shown, closing(many.events()) as events:
+    lengths = {run.folder.name: _length(run) for run in many.runs}
+    with stoppable() as stop, view(lengths, screen) as shown, closing(many.events()) as events:
         for name, event in events:
             screen.data({"run": name, **event.to_dict()})
             shown.show(name, event)
@@ -82,8 +85,15 @@ def follow_together(many: ManyRuns, screen: Screen, results: dict[str, Finished]
         _stopped(left, screen)
 
 
-def _steps(runs: Sequence[Run]) -> dict[str, int]:
-    return {run.folder.name: run.plan.steps for run in runs}
+def _length(run: Run, found: Probe | None = None) -> Length:
+    plan = run.plan
+    return Length(
+        plan.steps,
+        plan.eval_steps if run.eval_data else None,
+        plan.sample_steps if run.sampler else None,
+        found.evaluation_seconds if found else 0.0,
+        found.sampling_seconds if found else 0.0,
+    )
 
 
 def _stopped(runs: Sequence[Run], screen: Screen) -> NoReturn:

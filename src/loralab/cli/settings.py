@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from loralab.errors import ConfigError
-from loralab.training.config import RunConfig, check, read_toml
+from loralab.training.config import RunConfig, check, layered, read_toml
 
 __all__ = ["Origin", "gather"]
 
@@ -42,10 +42,19 @@ def gather(files: Sequence[Path], config: RunConfig, origin: Origin) -> list[Run
                 f"--{name.replace('_', '-')} is of one run, and there are {len(files)} files; "
                 f'put {name} = "..." into each file.'
             )
-    copied = {}
-    if origin.like is not None:
-        from loralab.training.likeness import settings_of
-
-        copied = settings_of(origin.like, config.runs)
+    if "epochs" in given and given.get("max_steps") is not None:
+        raise ConfigError("--epochs and --max-steps both say how long the run is; give one of them.")
     written = [(str(path), read_toml(path)) for path in files] or [("", {})]
-    return [check(copied | values | given, where=where) for where, values in written]
+    merged = [(where, layered(values, given)) for where, values in written]
+    return [
+        check(layered(_copied(origin, config.runs, values), values), where=where) for where, values in merged
+    ]
+
+
+def _copied(origin: Origin, runs: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings to copy for a run that is given others."""
+    if origin.like is None:
+        return {}
+    from loralab.training.likeness import settings_of
+
+    return settings_of(origin.like, runs, full=given.get("full") is True)

@@ -26,12 +26,11 @@ def carry_out(run: Run, screen: Screen) -> None:
     first = run.processes.first
     if first:
         show_plan(run, screen)
-    if run.checkpoint is None and run.plan.steps >= _WORTH_A_PROBE:
-        found = run.probe()
-        if first:
-            screen.fact("time", time_line(run, found))
+    found = run.probe() if run.checkpoint is None and run.plan.steps >= _WORTH_A_PROBE else None
     if first:
-        show_result(run, follow(run, screen), screen)
+        if found is not None:
+            screen.fact("time", time_line(run, found))
+        show_result(run, follow(run, screen, found), screen)
         screen.fact("report", str(write_report(run.folder)))
         show_next(run, screen)
     else:
@@ -90,10 +89,14 @@ def show_plan(run: Run, screen: Screen) -> None:
 
 def time_line(run: Run, found: Probe) -> str:
     """Return how long the run will take, in words."""
-    evaluations = run.plan.evaluations if run.eval_data else 0
-    more = f", {evaluations} evaluations of {duration(found.evaluation_seconds)}" if evaluations else ""
+    plan = run.plan
+    more = ""
+    if run.eval_data:
+        more += f", {plan.evaluations} evaluations of {duration(found.evaluation_seconds)}"
+    if run.sampler is not None:
+        more += f", {plan.samplings} samplings of {duration(found.sampling_seconds)}"
     return (
-        f"about {duration(found.seconds)}: {run.plan.steps:,} steps of {found.step_seconds:.2g} s "
+        f"about {duration(found.seconds)}: {plan.steps:,} steps of {found.step_seconds:.2g} s "
         f"({found.tokens_per_second:,.0f} tokens/s){more}"
     )
 

@@ -1,8 +1,11 @@
 """The course of runs on the screen: a bar on a terminal, lines in a pipe. Needs no torch."""
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
+from statistics import fmean
 from textwrap import shorten
 from typing import Protocol
 
@@ -23,7 +26,22 @@ from loralab.training.events import (
     Stepped,
 )
 
-__all__ = ["View", "bars", "view"]
+__all__ = ["Length", "View", "bars", "view"]
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is, and what it does along the way."""
+
+    steps: int
+    eval_steps: int | None = None
+    """It is evaluated every so many steps; None: never."""
+    sample_steps: int | None = None
+    """It answers prompts every so many steps; None: never."""
+    evaluation: float = 0.0
+    """Seconds of an evaluation as they were forecast, until one was seen."""
+    sampling: float = 0.0
+    """Seconds of answering the prompts once, likewise."""
 
 
 def bars(screen: Screen, *, transient: bool = False) -> Progress:
@@ -51,20 +69,21 @@ class View(Protocol):
 class _Lines:
     """Plain lines: about twenty for the steps, and one for every evaluation; of several runs, with names."""
 
-    def __init__(self, screen: Screen, steps: Mapping[str, int]) -> None:
+    def __init__(self, screen: Screen, lengths: Mapping[str, Length]) -> None:
         self.screen = screen
-        self.steps = steps
-        self.paces = {name: _Pace(count) for name, count in steps.items()}
+        self.lengths = lengths
+        self.paces = {name: _Pace(length) for name, length in lengths.items()}
         self.paused: set[str] = set()
 
     def show(self, name: str, event: Event, at: float | None = None) -> None:
-        steps, pace = self.steps[name], self.paces[name]
+        steps, pace = self.lengths[name].steps, self.paces[name]
         if isinstance(event, Started):
             pace.begin()
+        pace.add(event, at)
+        if isinstance(event, Started):
             if event.step:
                 self._say(name, f"going on from step {event.step}")
         elif isinstance(event, Stepped):
-            pace.add(event, at)
             if event.step % max(1, steps // 20) == 0 or event.step == steps:
                 self._say(name, f"step {event.step}/{steps}  {pace.text(event)}")
         elif isinstance(event, Evaluated):
@@ -80,7 +99,7 @@ class _Lines:
         (self.paused.add if isinstance(event, Paused) else self.paused.discard)(name)
 
     def _say(self, name: str, text: str) -> None:
-        self.screen.say(f"{name}: {text}" if len(self.steps) > 1 else text)
+        self.screen.say(f"{name}: {text}" if len(self.lengths) > 1 else text)
 
     def close(self) -> None:
         pass
@@ -89,25 +108,25 @@ class _Lines:
 class _Bars:
     """For each run a progress bar with the loss, the rate and the time left."""
 
-    def __init__(self, screen: Screen, steps: Mapping[str, int]) -> None:
-        self.paces = {name: _Pace(count) for name, count in steps.items()}
-        self.evaluations = dict.fromkeys(steps, "")
+    def __init__(self, screen: Screen, lengths: Mapping[str, Length]) -> None:
+        self.paces = {name: _Pace(length) for name, length in lengths.items()}
+        self.evaluations = dict.fromkeys(lengths, "")
         self.progress = bars(screen)
-        self.many = len(steps) > 1
-        self.bars: dict[str, TaskID] = {
-            name: self.progress.add_task(escape(name) if self.many else "training", total=count, now="")
-            for name, count in steps.items()
-        }
+        self.many = len(lengths) > 1
+        self.bars: dict[str, TaskID] = {}
+        for name, length in lengths.items():
+            title = escape(name) if self.many else "training"
+            self.bars[name] = self.progress.add_task(title, total=length.steps, now="")
         self.progress.start()
 
     def show(self, name: str, event: Event, at: float | None = None) -> None:
-        bar = self.bars[name]
+        bar, pace = self.bars[name], self.paces[name]
         if isinstance(event, Started):
-            self.paces[name].begin()
+            pace.begin()
+        pace.add(event, at)
+        if isinstance(event, Started):
             self.progress.update(bar, completed=event.step)
         elif isinstance(event, Stepped):
-            pace = self.paces[name]
-            pace.add(event, at)
             now = pace.text(event) + self.evaluations[name]
             self.progress.update(bar, completed=event.step, now=now)
         elif isinstance(event, Evaluated):
@@ -142,36 +161,69 @@ class _Silent:
 
 
 class _Pace:
-    """Rate and time left, from the last steps and the clock, evaluations included."""
+    """Rate and time left: of the steps, and of the evaluations and samplings that are still to come."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, length: Length) -> None:
+        self.length = length
         self.begin()
 
     def begin(self) -> None:
         """Forget the steps before: the run begins, or goes on after a while."""
-        self.first: tuple[int, float] | None = None
-        self.last = 0.0
-        self.tokens = 0
-        self.seconds = 0.0
+        self.tokens, self.seconds = 0, 0.0
+        self._now: float | None = None
+        self._first = True
+        self._steps: list[float] = []
+        self._evaluations: list[float] = []
+        self._samplings: dict[int, float] = {}
 
-    def add(self, event: Stepped, at: float | None) -> None:
-        """Count a step that happened at a time, in seconds since 1970; None of every step is now."""
-        self.last = time.monotonic() if at is None else at
-        if self.first is None:
-            self.first = (event.step, self.last)
-        self.tokens += event.tokens
-        self.seconds += event.seconds
+    def add(self, event: Event, at: float | None) -> None:
+        """Count what happened at a time, in seconds since 1970; None of every event is now."""
+        before, self._now = self._now, time.monotonic() if at is None else at
+        # A clock may be set back.
+        gap = max(0.0, self._now - before) if before is not None else 0.0
+        if isinstance(event, Stepped):
+            self.tokens += event.tokens
+            self.seconds += event.seconds
+            rest = max(0.0, gap - event.seconds)
+            if before is not None and _is_time(self.length.eval_steps, event.step, self.length.steps):
+                self._evaluations.append(rest)
+                rest = 0.0
+            if not self._first:
+                self._steps.append(event.seconds + rest)
+            self._first = False
+        elif isinstance(event, Sampled):
+            self._samplings[event.step] = self._samplings.get(event.step, 0.0) + gap
+        elif isinstance(event, Paused):
+            self._now = None
+        elif self._steps:
+            self._steps[-1] += gap
 
     def text(self, event: Stepped) -> str:
+        """Return the loss and the pace after a step, and the time left once there were two."""
         rate = self.tokens / max(self.seconds, 1e-9)
-        left = ""
-        if self.first is not None and event.step > self.first[0]:
-            # A clock may be set back.
-            a_step = max(0.0, self.last - self.first[1]) / (event.step - self.first[0])
-            left = f"  {duration((self.steps - event.step) * a_step)} left"
+        left = f"  {duration(self._left(event.step))} left" if self._steps else ""
         now = f"loss {event.smoothed:.3f}  lr {event.learning_rate:.1e}  norm {event.grad_norm:.2g}"
         return f"{now}  {rate:,.0f} tokens/s{left}"
+
+    def _left(self, step: int) -> float:
+        length = self.length
+        # The evaluation of a step is over when the step is told, and its samples are still to come.
+        evaluations = _to_come(length.eval_steps, step, length.steps)
+        samplings = _to_come(length.sample_steps, step - 1, length.steps)
+        return (
+            (length.steps - step) * fmean(self._steps)
+            + evaluations * fmean(self._evaluations or [length.evaluation])
+            + samplings * fmean(list(self._samplings.values()) or [length.sampling])
+        )
+
+
+def _is_time(every: int | None, step: int, steps: int) -> bool:
+    return every is not None and (step % every == 0 or step == steps)
+
+
+def _to_come(every: int | None, step: int, steps: int) -> int:
+    """Return how many times there are after a step, of those of every so many steps and at the end."""
+    return 0 if every is None or step >= steps else math.ceil(steps / every) - step // every
 
 
 def _evaluation(event: Evaluated) -> str:
@@ -182,11 +234,11 @@ def _sample(event: Sampled) -> str:
     return f"{shorten(event.prompt, 60)} -> {shorten(event.text, 160)}"
 
 
-def view(steps: Mapping[str, int], screen: Screen) -> closing[View]:
-    """Show runs, of which `steps` has the name and the number of steps, while the block lasts."""
+def view(lengths: Mapping[str, Length], screen: Screen) -> closing[View]:
+    """Show runs, of which `lengths` has the names, while the block lasts."""
     shown: View = _Silent()
     if screen.mode == "rich":
-        shown = _Bars(screen, steps)
+        shown = _Bars(screen, lengths)
     elif screen.mode == "plain":
-        shown = _Lines(screen, steps)
+        shown = _Lines(screen, lengths)
     return closing(shown)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from loralab.cli.output import Screen
-from loralab.cli.views import view
+from loralab.cli.views import Length, view
 from loralab.errors import ConfigError, TrainingError
 from loralab.training.folder import RunFolder, list_runs
 from loralab.training.history import read_event
@@ -39,9 +39,8 @@ def watch(folder: RunFolder, screen: Screen) -> None:
     Raises:
         TrainingError: the run failed.
     """
-    steps = folder.plan().get("steps") or folder.state().steps
     try:
-        with view({folder.name: steps}, screen) as shown:
+        with view({folder.name: _length(folder)}, screen) as shown:
             for row in follow(folder):
                 event = read_event(row)
                 screen.data({key: value for key, value in row.items() if key != "time"})
@@ -55,6 +54,15 @@ def watch(folder: RunFolder, screen: Screen) -> None:
         raise TrainingError(f"run {folder.name!r} failed: {state.note}")
     more = f"; go on with: loralab resume {folder.name}" if state.state == "interrupted" else ""
     screen.say(f"run {folder.name!r} is {state.state} at step {state.step}/{state.steps}{more}")
+
+
+def _length(folder: RunFolder) -> Length:
+    plan, config = folder.plan(), folder.config()
+    return Length(
+        plan.get("steps") or folder.state().steps,
+        plan.get("eval_steps") if config.eval_data or config.eval_split else None,
+        plan.get("sample_steps") if config.sample_prompts else None,
+    )
 
 
 def follow(folder: RunFolder) -> Iterator[dict[str, Any]]:

@@ -57,7 +57,7 @@ def wrong_kinds(config: "LoraConfig") -> list[str]:
     ):
         faults.append(f"target_parameters is {parameters!r}; expected a list of parameter names")
     ranges = config.layer_replication or []
-    if not all(
+    if not isinstance(ranges, list | tuple) or not all(
         isinstance(item, list | tuple)
         and len(item) == 2
         and all(type(n) is int for n in item)

@@ -29,6 +29,8 @@ _WAYS = tuple(re.compile(f"(?P<path>.*){end}") for end in ("", _WEIGHT, _ROWS, _
 """How a source is written; the first of them under which something exists is the one."""
 _USUAL = re.compile(f"(?P<path>.*?)(?:{_ROWS})?(?:{_WEIGHT})?")
 _READ = 1 << 20
+_MOST = 1000
+"""The largest weight: every copy of a row is kept, and has its place in the order of an epoch."""
 
 States = list[tuple[str, int, int]]
 """For each file its path, its size and when it was written, in nanoseconds."""
@@ -148,6 +150,11 @@ def _weight(text: str, part: str) -> float:
         raise ConfigError(
             f"{part}: behind '*' stands how many times an epoch has each row, a number above 0, as "
             f"train.jsonl*2 or train.jsonl*0.5; found {text!r}. Several files are named with ' + ' between."
+        )
+    if weight > _MOST:
+        raise ConfigError(
+            f"{part}: an epoch has each row up to {_MOST} times, found {text!r}; for more passes over the "
+            "data raise --epochs."
         )
     return weight
 

@@ -1,10 +1,12 @@
-"""Which device and which precision to compute in."""
+"""Which device and which precision to compute in, and what the CPU's kernels may take."""
+
+import os
 
 import torch
 
 from loralab.errors import ConfigError
 
-__all__ = ["DTYPES", "choose_device", "choose_dtype"]
+__all__ = ["DTYPES", "choose_device", "choose_dtype", "keep_few_kernels"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -43,3 +45,21 @@ def _gains_from_bf16(device: torch.device, width: int) -> bool:
         native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         return bool(native) and width >= _WIDE
     return False
+
+
+_KERNELS = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+"""By which torch, and oneDNN that makes its products on a CPU, are told how many kernels to keep."""
+_KEPT = 128
+"""More than a layer needs for a micro-batch: its backward pass has a few for each length of document."""
+
+
+def keep_few_kernels() -> None:
+    """Let half-precision products on a CPU keep the kernels of the latest sizes alone.
+
+    oneDNN makes one for each size of matrices, and both it and torch keep 1,024 of them, at half a megabyte:
+    a run whose micro-batches have many lengths would fill its memory with them, though to make one anew
+    takes less time than to touch new memory for it. What the user has set stays. It has to be called before
+    the first such product of the process, and then holds for all.
+    """
+    for name in _KERNELS:
+        os.environ.setdefault(name, str(_KEPT))

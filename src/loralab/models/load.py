@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from loralab.errors import ModelError, did_you_mean
 from loralab.hub import hub_answers
 from loralab.models.demo import BASE as DEMO_BASE
-from loralab.models.hardware import choose_device, choose_dtype
+from loralab.models.hardware import choose_device, choose_dtype, keep_few_kernels
 from loralab.models.quantize import quantization, spare_odd_shapes
 from loralab.models.quiet import quiet
 
@@ -25,6 +25,8 @@ __all__ = ["DEMO", "BaseModel", "load_base", "load_tokenizer", "weight_bytes"]
 DEMO = "demo"
 """The name of the base model that comes with loralab."""
 
+_NEAR = 0.75
+"""How alike two names are before one is offered for the other, of 1."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 
 
@@ -59,6 +61,7 @@ def load_base(
             quantized and are so already.
         ConfigError: no dtype or quantization of that name, or bitsandbytes is not installed.
     """
+    keep_few_kernels()
     device = choose_device()
     where = _resolve(name)
     _check_folder(where, allow_pickle)
@@ -130,6 +133,8 @@ def _resolve(name: str) -> str:
         raise ModelError("no base model was named; give --model a folder or a hub id.")
     # os.path answers no where Path raises, as for a name that is too long.
     if os.path.isdir(name):
+        if not any(Path(name).iterdir()):
+            raise ModelError(f"{name}: the folder is empty; --model takes the one with config.json in it.")
         return name
     if os.path.isfile(name):
         raise ModelError(f"{name}: is a file; --model takes the folder with config.json in it.")
@@ -144,7 +149,8 @@ def _resolve(name: str) -> str:
 
 def _nowhere(name: str, why: str = "") -> ModelError:
     here = [DEMO, *(path.name for path in Path().iterdir() if path.is_dir())]
-    return ModelError(f"{name}: neither a folder here nor a model on the hub{why}.{did_you_mean(name, here)}")
+    hint = did_you_mean(name, here, _NEAR)
+    return ModelError(f"{name}: neither a folder here nor a model on the hub{why}.{hint}")
 
 
 def _check_folder(where: str, allow_pickle: bool) -> None:

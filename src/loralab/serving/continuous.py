@@ -21,6 +21,7 @@ from transformers.generation.continuous_batching.continuous_api import Continuou
 from transformers.generation.continuous_batching.model_runner import ModelRunner
 
 from loralab.serving.desk import Desk
+from loralab.serving.packed import PACKED, takes_packed
 from loralab.serving.requests import Answer
 
 __all__ = ["Continuous"]
@@ -84,7 +85,7 @@ class Continuous:
         """End the thread; what is not finished fails."""
         while self.alive and self._manager.batch_processor is None:
             time.sleep(0.001)  # it is still making its cache
-        if self._manager.is_running():
+        if self._manager._generation_thread is not None:
             self._manager.stop(block=True, timeout=60, hard_stop=True)
 
 
@@ -97,6 +98,13 @@ class _Manager(ContinuousBatchingManager):
         super().__init__(model, generation, config)
         self._desk = desk
         self.output_router = _Router(desk)
+
+    def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
+        if not takes_packed(model):
+            super().switch_to_cb_friendly_attn(model, auto_switch_to_flash)
+            return
+        self._original_attn_impl = model.config._attn_implementation
+        model.set_attn_implementation(PACKED)
 
     def _create_batch_processor(self) -> Any:
         processor: Any = super()._create_batch_processor()

@@ -7,7 +7,7 @@ Shape key: T tokens, I in, O out, R rank, S slots.
 """
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -84,6 +84,12 @@ class _Table:
             if path not in parts:
                 b_SRO[slot].zero_()
 
+    def swap(self, one: int, other: int) -> None:
+        """Exchange what lies in two slots."""
+        both = [one, other]
+        for tensor in (*self.downs.values(), *self.ups.values()):
+            tensor[both] = tensor[both[::-1]]
+
     def _make(self, slots: int, rank: int, width: int) -> Tensor:
         return torch.zeros(slots, rank, width, dtype=self._dtype, device=self._device)
 
@@ -152,6 +158,28 @@ class Mixed:
         """Let others have an adapter's seat."""
         seat = self.seats.pop(identity)
         heapq.heappush(self._tables[seat.bucket].free, seat.slot)
+
+    def is_scattered(self, identities: Collection[str]) -> bool:
+        """Return whether these adapters have less than half of the slots from their first to their last."""
+        slots: dict[int, list[int]] = {}
+        for identity in identities:
+            slots.setdefault(self.seats[identity].bucket, []).append(self.seats[identity].slot)
+        return 2 * len(identities) < sum(max(own) - min(own) + 1 for own in slots.values())
+
+    def gather(self, identities: Collection[str]) -> None:
+        """Bring these adapters to the first slots of their tables: slots between them are computed along."""
+        for bucket, table in self._tables.items():
+            by_slot = {seat.slot: seat for seat in self.seats.values() if seat.bucket == bucket}
+            wanted = sorted(slot for slot, seat in by_slot.items() if seat.fitted.identity in identities)
+            targets = [slot for slot in range(len(wanted)) if slot not in wanted]
+            for slot, to in zip(wanted[len(wanted) - len(targets) :], targets, strict=True):
+                table.swap(slot, to)
+                if to in by_slot:
+                    by_slot[to].slot = slot
+                else:
+                    table.free[table.free.index(to)] = slot
+                by_slot[slot].slot = to
+            heapq.heapify(table.free)
 
     def enter(self, runs: Sequence[Run], last: Sequence[Run] | None = None) -> None:
         """Say what the tokens of the next step run with, in their order; all that is named must sit here.

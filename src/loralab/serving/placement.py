@@ -37,15 +37,16 @@ class Placement:
         self.merged = Merged(places, keep)
         self.told: Told = lambda before, after, mode, seconds: None
         self.mode = "base"
-        self._places, self._slots, self._merging = places, slots, merging
+        self.places, self._slots, self._merging = places, slots, merging
         self._unmergeable: set[str] = set()
         self._recent: OrderedDict[str, None] = OrderedDict()
         self._alone = ("", 0)
+        self._together: tuple[frozenset[str], int] = (frozenset(), 0)
         self._shape = (dtype, parameter.device)
 
     def calibrate(self, rank: int = 16) -> Choice:
         """Measure which kernel is the fastest on this machine for a layer of this model, and use it."""
-        layers = [p for p in self._places.by_path.values() if not p.embeds and p.outputs < 8 * p.inputs]
+        layers = [p for p in self.places.by_path.values() if not p.embeds and p.outputs < 8 * p.inputs]
         if layers:
             middle = sorted(layers, key=lambda p: p.inputs * p.outputs)[len(layers) // 2]
             with torch.no_grad():
@@ -71,6 +72,7 @@ class Placement:
         for identity, fitted in adapters.items():
             self._seat(identity, fitted, adapters.keys())
         mode = self._be("mixed", "")
+        self._tidy(frozenset(adapters))
         self.mixed.enter(runs, last)
         return mode
 
@@ -115,6 +117,13 @@ class Placement:
             self._unmergeable.add(only.identity)
             return False
         return True
+
+    def _tidy(self, identities: frozenset[str]) -> None:
+        """Bring adapters that have run together for a while, and lie scattered, to neighbouring slots."""
+        before, steps = self._together
+        self._together = (identities, steps + 1 if before == identities else 1)
+        if steps == _PATIENCE and before == identities and self.mixed.is_scattered(identities):
+            self.mixed.gather(identities)
 
     def _seat(self, identity: str, fitted: Fitted, needed: Collection[str]) -> None:
         if identity not in self.mixed.seats:

@@ -21,7 +21,7 @@ from loralab.core.derived import joint_targets
 from loralab.core.mixing import MIXES, Mix, sign_conflict
 from loralab.core.svd import product_svd
 from loralab.errors import AdapterError, ConfigError, did_you_mean
-from loralab.tools.parts import Part, assemble, parts_of, rest_of, rounded
+from loralab.tools.parts import Made, Part, assemble, mirrored, parts_of, rest_of, rounded, tied_parts
 
 __all__ = ["METHODS", "Combined", "CombinedLayer", "combine"]
 
@@ -72,7 +72,7 @@ def combine(
         ties, dare, dare_ties, magnitude_prune: the deltas pruned to `density` and mixed entry by entry (see
             `Mix`), then cut to rank `r` (by default the sum of the ranks), which is not without loss.
 
-    Biases of B are mixed alike.
+    Biases of B are mixed alike. A head that is tied to its embedding in all of them stays so.
 
     Raises:
         ConfigError: an unknown method, a number that does not fit it, or not one weight for each adapter.
@@ -83,25 +83,52 @@ def combine(
     mix = Mix(method if method in MIXES else "sum", density, generator=generator)
     parts = {name: parts_of(adapter, f"combine {name!r}") for name, adapter in adapters.items()}
     rest = _common_rest(adapters)
-    config = _common_config(adapters, rest)
+    ties = _common_ties(parts)
+    config = _tied_or_not(_common_config(adapters, rest), adapters, parts, ties)
     paths = list(dict.fromkeys(path for found in parts.values() for path in found))
-    factors, layers = {}, []
-    for path in paths:
-        here = [
-            (name, parts[name][path], w)
-            for name, w in zip(adapters, weights, strict=True)
-            if path in parts[name]
-        ]
+    weighted = list(zip(parts.items(), weights, strict=True))
+    factors: dict[str, Made] = {}
+    layers: dict[str, CombinedLayer] = {}
+    for path in (path for path in paths if path not in ties):
+        here = [(name, found[path], w) for (name, found), w in weighted if path in found]
         _check_shapes(path, [(name, part) for name, part, _ in here])
         terms: list[Term] = [(part.factors, weight) for _, part, weight in here]
         a_RI, b_OR, error = _combined(terms, method, r, mix)
         factors[path] = (here[0][1].place, *rounded(path, (a_RI, b_OR), terms[0][0].a_RI.dtype))
-        layers.append(_layer(path, terms, factors[path][1:], error))
+        layers[path] = _layer(path, terms, factors[path][1:], error)
         if config.lora_bias:
             biases = [adapters[name].tensors.get(path + _BIAS) for name, _, _ in here]
             rest[path + _BIAS] = _bias(path, here[0][1], terms, biases, mix)
+    factors |= mirrored(ties, factors)
     targets = joint_targets([adapter.config for adapter in adapters.values()], paths)
-    return Combined(assemble(config, factors, rest, targets), tuple(layers))
+    told = tuple(dataclasses.replace(layers[ties.get(path, path)], module=path) for path in paths)
+    return Combined(assemble(config, factors, rest, targets), told)
+
+
+def _common_ties(parts: Mapping[str, Mapping[str, Part]]) -> dict[str, str]:
+    """Return the heads that follow an embedding in every adapter that has one of the two."""
+    own = {name: tied_parts(found) for name, found in parts.items()}
+    return {
+        head: source
+        for ties in own.values()
+        for head, source in ties.items()
+        if all(
+            own[name].get(head) == source for name, found in parts.items() if head in found or source in found
+        )
+    }
+
+
+def _tied_or_not(
+    config: LoraConfig,
+    adapters: Mapping[str, Adapter],
+    parts: Mapping[str, Mapping[str, Part]],
+    ties: Mapping[str, str],
+) -> LoraConfig:
+    """Return the config, which may ask for ties only where adapted embeddings and heads still have them."""
+    if not any(part.place.lookup for found in parts.values() for part in found.values()):
+        return config
+    wanted = any(adapter.config.ensure_weight_tying for adapter in adapters.values())
+    return dataclasses.replace(config, ensure_weight_tying=wanted and bool(ties))
 
 
 def _combined(terms: Sequence[Term], method: str, r: int | None, mix: Mix) -> tuple[Tensor, Tensor, float]:

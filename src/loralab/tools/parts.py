@@ -17,7 +17,10 @@ from loralab.core.derived import with_scales
 from loralab.core.finite import check_finite, not_finite
 from loralab.errors import AdapterError
 
-__all__ = ["Part", "Place", "assemble", "check_finite", "parts_of", "rest_of", "rounded"]
+__all__ = [
+    *("Made", "Part", "Place", "assemble", "check_finite", "mirrored", "parts_of", "rest_of", "rounded"),
+    "tied_parts",
+]
 
 _ENDINGS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
 _REWRITES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -91,6 +94,28 @@ def parts_of(adapter: Adapter, doing: str) -> dict[str, Part]:
     return found
 
 
+Made = tuple[Place, Tensor, Tensor]
+"""How new factors lie in a file, a_RI and b_OR."""
+
+
+def tied_parts(parts: Mapping[str, Part]) -> dict[str, str]:
+    """Return by path the embedding whose factors a module has the other way round, as a tied head does."""
+    lookups = {path: part.factors for path, part in parts.items() if part.place.lookup}
+    return {
+        path: source
+        for path, part in parts.items()
+        for source, theirs in lookups.items()
+        if part.place == Place()
+        and torch.equal(part.factors.a_RI, theirs.b_OR.t())
+        and torch.equal(part.factors.b_OR, theirs.a_RI.t())
+    }
+
+
+def mirrored(ties: Mapping[str, str], made: Mapping[str, Made]) -> dict[str, Made]:
+    """Return the factors of modules that follow an embedding, as far as that has some."""
+    return {path: (Place(), made[s][2].t(), made[s][1].t()) for path, s in ties.items() if s in made}
+
+
 def rounded(path: str, factors: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return (a_RI, b_OR) of the module at `path` in a dtype.
 
@@ -111,7 +136,7 @@ def rest_of(adapter: Adapter) -> dict[str, Tensor]:
 
 def assemble(
     config: LoraConfig,
-    factors: Mapping[str, tuple[Place, Tensor, Tensor]],
+    factors: Mapping[str, Made],
     rest: Mapping[str, Tensor],
     targets: Mapping[str, object] | None = None,
 ) -> Adapter:

@@ -4,6 +4,7 @@ Shape key: I in, O out, R rank.
 """
 
 import heapq
+from collections import Counter
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from loralab.core.adapter import Adapter
 from loralab.core.derived import explicit_targets
 from loralab.core.svd import Cut, LowRank, product_svd
 from loralab.errors import ConfigError
-from loralab.tools.parts import Part, Place, assemble, parts_of, rest_of, rounded
+from loralab.tools.parts import Made, Part, assemble, mirrored, parts_of, rest_of, rounded, tied_parts
 
 __all__ = ["Resized", "ResizedLayer", "resize"]
 
@@ -54,7 +55,8 @@ def resize(
     One of four says how far: a rank for all (a module keeps a smaller one), the share of energy that each
     keeps, the relative error of each, or the bytes of all tensors together. Bytes are spent on the largest
     next s^2 per byte of all modules, which loses the least in sum; a module that gets none is left out.
-    Tensors that are no factors are kept. Scalings become 1; values keep their dtype.
+    Tensors that are no factors are kept. Scalings become 1; values keep their dtype. A head that is tied to
+    its embedding stays so.
 
     Of a DoRA adapter, m (W + B A) / |W + B A|, B A is resized and m kept. The error is that of B A; the
     rows keep their lengths m whatever is cut.
@@ -69,31 +71,41 @@ def resize(
     cut = Cut(r, energy, error) if max_bytes is None else None
     parts = parts_of(adapter, "resize it")
     rest = _unscaled(rest_of(adapter), parts)
+    ties = tied_parts(parts)
     spectra = {
         path: product_svd(part.factors.a_RI, part.factors.b_OR, part.factors.scaling)
         for path, part in parts.items()
+        if path not in ties
     }
     if cut is not None:
         ranks = {path: cut.rank(spectrum) for path, spectrum in spectra.items()}
     else:
-        ranks = _spend((max_bytes or 0) - sum(t.nbytes for t in rest.values()), parts, spectra)
+        copies = Counter(ties.values())
+        prices = {path: _price(parts[path]) * (1 + copies[path]) for path in spectra}
+        ranks = _spend((max_bytes or 0) - sum(t.nbytes for t in rest.values()), prices, spectra)
     _check_left(ranks, rest)
     kept = {path: spectra[path].cut(rank) for path, rank in ranks.items() if rank}
     factors = {path: _factors(path, parts[path], spectrum) for path, spectrum in kept.items()}
-    targets = None if len(kept) == len(parts) else explicit_targets(kept)
+    factors |= mirrored(ties, factors)
+    targets = None if len(factors) == len(parts) else explicit_targets(factors)
     resized = assemble(adapter.config, factors, rest, targets)
-    layers = tuple(_layer(path, parts[path], kept.get(path), spectra[path].norm > 0) for path in parts)
+    sources = {path: ties.get(path, path) for path in parts}
+    layers = tuple(_layer(p, parts[p], kept.get(s), spectra[s].norm > 0) for p, s in sources.items())
     return Resized(resized, layers, _bytes(adapter), _bytes(resized))
 
 
-def _factors(path: str, part: Part, spectrum: LowRank) -> tuple[Place, Tensor, Tensor]:
+def _factors(path: str, part: Part, spectrum: LowRank) -> Made:
     return (part.place, *rounded(path, spectrum.factors(), part.factors.a_RI.dtype))
 
 
-def _spend(budget: int, parts: dict[str, Part], spectra: dict[str, LowRank]) -> dict[str, int]:
+def _price(part: Part) -> int:
+    """Return the bytes of one rank."""
+    return sum(part.shape) * part.factors.a_RI.element_size()
+
+
+def _spend(budget: int, prices: dict[str, int], spectra: dict[str, LowRank]) -> dict[str, int]:
     """Return the ranks that a budget of bytes buys: always the largest s^2 per byte that still fits."""
-    prices = {path: sum(p.shape) * p.factors.a_RI.element_size() for path, p in parts.items()}
-    ranks = dict.fromkeys(parts, 0)
+    ranks = dict.fromkeys(prices, 0)
     offers: list[tuple[float, str]] = []
 
     def offer(path: str) -> None:
@@ -101,7 +113,7 @@ def _spend(budget: int, parts: dict[str, Part], spectra: dict[str, LowRank]) -> 
         if rank < spectra[path].numerical_rank:
             heapq.heappush(offers, (-(float(s_R[rank]) ** 2) / prices[path], path))
 
-    for path in parts:
+    for path in prices:
         offer(path)
     while offers:
         path = heapq.heappop(offers)[1]
@@ -140,7 +152,7 @@ def _unscaled(rest: dict[str, Tensor], parts: dict[str, Part]) -> dict[str, Tens
 def _layer(path: str, part: Part, kept: LowRank | None, moves: bool) -> ResizedLayer:
     if kept is None:
         return ResizedLayer(path, part.factors.rank, 0, 0.0 if moves else 1.0, float(moves), 0)
-    size = kept.rank * sum(part.shape) * part.factors.a_RI.element_size()
+    size = kept.rank * _price(part)
     return ResizedLayer(path, part.factors.rank, kept.rank, kept.energy, kept.error, size)
 
 

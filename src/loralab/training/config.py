@@ -5,7 +5,7 @@ Needs no torch, so that the command line starts at once.
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["RunConfig", "explain", "read_toml"]
+__all__ = ["RunConfig", "explain", "layered", "read_toml"]
 
 _NAME = re.compile(r"[\w][\w.-]{,99}")
 
@@ -51,13 +51,17 @@ class RunConfig(
 
     @property
     def targets(self) -> str | list[str]:
-        """`target_modules` as `LoraConfig` takes it: a preset, a list of names, or a regex."""
-        words = [word.strip() for word in self.target_modules.split(",") if word.strip()]
-        if self.target_modules in ("all-linear", "attention", "feed-forward"):
-            return self.target_modules
-        if all(re.fullmatch(r"[\w.-]+", word) for word in words) and ".*" not in self.target_modules:
+        """`target_modules` as `LoraConfig` takes it: a preset, a list of names, or a regex.
+
+        Until the base is known, what a base of usual vocabulary would get.
+        """
+        wanted = "all-linear" if self.target_modules is None else self.target_modules
+        words = [word.strip() for word in wanted.split(",") if word.strip()]
+        if wanted in ("all-linear", "attention", "feed-forward"):
+            return wanted
+        if all(re.fullmatch(r"[\w.-]+", word) for word in words) and ".*" not in wanted:
             return words
-        return self.target_modules
+        return wanted
 
     def to_toml(self) -> str:
         """Return the settings as TOML; what is unset is left out."""
@@ -81,6 +85,21 @@ def read_toml(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}.") from None
     return values
+
+
+def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of which each layer goes before those to its left, not yet checked.
+
+    How long a run is, `epochs` or `max_steps` say; the one that a layer names takes the other one's place.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        if layer.get("max_steps") is not None:
+            merged.pop("epochs", None)
+        elif "epochs" in layer:
+            merged.pop("max_steps", None)
+        merged |= layer
+    return merged
 
 
 def check(values: dict[str, Any], where: str = "") -> RunConfig:
@@ -120,6 +139,8 @@ def _of_the_run(config: RunConfig) -> Iterator[str]:
 
 def _of_the_schedule(config: RunConfig) -> Iterator[str]:
     scheduler = config.lr_scheduler
+    if config.max_steps is not None and config.epochs != RunConfig.model_fields["epochs"].default:
+        yield "epochs has no effect beside max_steps, which says how long the run is; choose one"
     if config.warmup_steps is not None and config.warmup_ratio is not None:
         yield "warmup_steps and warmup_ratio say the same; choose one"
     if scheduler == "constant" and (config.warmup_steps or config.warmup_ratio):

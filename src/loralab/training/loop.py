@@ -22,7 +22,7 @@ from loralab.training.events import Evaluated, Event, Paused, Saved, Stepped
 from loralab.training.optimizers import set_rate, settled
 from loralab.training.order import batch_at, steps_per_epoch
 from loralab.training.schedule import learning_rate
-from loralab.training.smoothing import Smoothed
+from loralab.training.smoothing import SETTLED, Smoothed
 from loralab.training.tasks import Task
 from loralab.training.trainee import Trainee
 
@@ -41,8 +41,13 @@ class Plan:
 
     @property
     def evaluations(self) -> int:
-        """How many there are where there is validation data, that of the base included."""
-        return self.steps // self.eval_steps + 1
+        """How many there are where there is validation data: of the base, on the way, and at the end."""
+        return 1 + math.ceil(self.steps / self.eval_steps)
+
+    @property
+    def samplings(self) -> int:
+        """How many times prompts are answered where there are some: by the base, on the way, at the end."""
+        return 1 + math.ceil(self.steps / self.sample_steps)
 
 
 def plan(config: RunConfig, examples: int) -> Plan:
@@ -54,8 +59,6 @@ def plan(config: RunConfig, examples: int) -> Plan:
     return Plan(steps, eval_steps, save_steps, sample_steps, per_epoch)
 
 
-_SETTLED = 10
-"""Before so many steps the smoothed loss is too much of a few batches to end a run by."""
 _PAUSE = 0.2
 """Seconds between two looks at whether a pause is over."""
 
@@ -142,7 +145,7 @@ class Course:
         smoothed = mean.add(loss)
         progress.smooth_total, progress.smooth_weight = mean.total, mean.weight
         goal = self.wishes().stop_at_loss or self.config.stop_at_loss
-        if goal is not None and smoothed <= goal and progress.step >= _SETTLED:
+        if goal is not None and smoothed <= goal and progress.step >= SETTLED:
             progress.ended = "stop_at_loss"
         return smoothed
 

@@ -75,7 +75,7 @@ class ManyRuns:
             raise TrainingError(" ".join(errors))
 
     def _train(self, members: Sequence["_Member"]) -> Iterator[tuple[str, Event]]:
-        yield from [(member.name, member.begin()) for member in members]
+        yield from [(member.name, event) for member in members for event in member.begin()]
         shared = self.runs[0]
         shared.model.train()
         while going := [member for member in members if member.going]:
@@ -105,13 +105,15 @@ class _Member:
         """How many examples of the batch have their gradient."""
         self._weight = self._loss = self._seconds = 0.0
 
-    def begin(self) -> Event:
-        """Return the run's first event."""
+    def begin(self) -> list[Event]:
+        """Return the run's first events: that it begins, and how the base alone answers its prompts."""
         self.course = self.run.course()
         self._saves = self.course.wishes().saves
-        started = self.run.started(self.course.progress)
-        self._recorder.add(started)
-        return started
+        events = []
+        for event in self.run.begin(self.course):
+            self._recorder.add(event)
+            events.append(event)
+        return events
 
     def waits(self) -> bool:
         """Return whether the run was told to pause."""

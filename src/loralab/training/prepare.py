@@ -6,7 +6,7 @@ from loralab.models import BaseModel, load_base
 from loralab.models.gates import set_lean_gates
 from loralab.models.norms import set_lean_norms
 from loralab.models.positions import choose_cutoff
-from loralab.training.adapting import own_settings
+from loralab.training.adapting import own_settings, usual_targets
 from loralab.training.config import RunConfig
 from loralab.training.isolation import find_isolation
 from loralab.training.settings.optimization import usual_learning_rate
@@ -36,9 +36,12 @@ def completed(config: RunConfig, base: BaseModel) -> RunConfig:
     if rate is None:
         width = base.model.get_input_embeddings().weight.shape[1]
         rate = usual_learning_rate(width, full=config.full)
+    targets = config.target_modules
+    if targets is None and not config.full and config.from_adapter is None:
+        targets = usual_targets(config, base.model)
     cutoff = choose_cutoff(config.cutoff_length, base.model.config, config.model)
-    found = {"cutoff_length": cutoff, "learning_rate": rate, **own_settings(config)}
-    return config.model_copy(update=found)
+    found = {"cutoff_length": cutoff, "learning_rate": rate, "target_modules": targets}
+    return config.model_copy(update=found | own_settings(config))
 
 
 def causal_lm(base: BaseModel) -> CausalLM:

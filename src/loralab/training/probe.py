@@ -2,7 +2,7 @@
 
 import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,26 @@ from loralab.training.record import peak_memory
 from loralab.training.tasks import Task
 from loralab.training.trainee import Trainee
 
-__all__ = ["Probe", "probe"]
+__all__ = ["Material", "Probe", "probe"]
 
-Data = tuple[Examples, Sequence[Example]]
 _EVALUATED = 64
-"""Validation examples that are timed."""
 _MOST = 48
 _SECONDS = 3.0
-"""Steps are timed until so much time is over, or so many are made."""
+"""Steps and examples are timed until so much time is over, or so many of them."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run passes through its model."""
+
+    examples: Examples
+    """To train on."""
+    held_out: Sequence[Example] = ()
+    """To validate on."""
+    general: Sequence[Example] = ()
+    """To measure forgetting on, before and after."""
+    sample: Callable[[], object] | None = None
+    """Answers the run's prompts, if it has some."""
 
 
 @dataclass(frozen=True)
@@ -39,39 +51,46 @@ class Probe:
     tokens_per_second: float
     evaluation_seconds: float
     """Of one evaluation; 0 without validation data."""
+    sampling_seconds: float
+    """Of answering the run's prompts once; 0 without."""
     seconds: float
     """Of the whole run."""
     peak_memory: int
     """Of the process, loading included, in bytes; on an accelerator, of that."""
 
 
-def probe(trainee: Trainee, task: Task, data: Data, config: RunConfig, processes: Processes = ALONE) -> Probe:
+def probe(
+    trainee: Trainee, task: Task, material: Material, config: RunConfig, processes: Processes = ALONE
+) -> Probe:
     """Make two steps that leave no trace, the first of the largest examples, and return what they tell.
 
-    `data` is the examples to train on and those to validate on. The weights stay as they are to the bit, and
-    so do torch's random generators. Several processes make the steps together, and all have to.
+    The weights stay as they are to the bit, and so do torch's random generators. Several processes make the
+    steps together, and all have to.
     """
-    examples, held_out = data
-    timing = plan(config, len(examples))
+    timing = plan(config, len(material.examples))
     was_training = trainee.model.training
     loading = _peak_since()
     with torch.random.fork_rng():
         _reset_peak()
-        rate = _rate(trainee, task, data, config, processes)
-        evaluation = _time_evaluation(trainee, task, held_out, config.micro, processes)
+        rate = _rate(trainee, task, material.examples, config, processes)
+        evaluation = _time_evaluation(trainee, task, material.held_out, config.micro, processes)
+        # What forgetting is measured by is passed through twice: for its loss, and for the likeliest tokens.
+        own = processes if processes.in_step else ALONE
+        general = 2 * _time_evaluation(trainee, task, material.general, config.micro, own)
+        sampling = _time_sampling(trainee, material)
         peak = max(loading, _peak_since())
     trainee.model.train(was_training)
-    step = examples.tokens / timing.steps_per_epoch / rate
-    return Probe(step, rate, evaluation, timing.steps * step + timing.evaluations * evaluation, peak)
+    step = material.examples.tokens / timing.steps_per_epoch / rate
+    besides = timing.evaluations * evaluation + timing.samplings * sampling + 2 * general
+    return Probe(step, rate, evaluation, sampling, timing.steps * step + besides, peak)
 
 
-def _rate(trainee: Trainee, task: Task, data: Data, config: RunConfig, processes: Processes) -> float:
+def _rate(trainee: Trainee, task: Task, examples: Examples, config: RunConfig, processes: Processes) -> float:
     """Return the tokens a second of steps that are made at a learning rate of 0.
 
     The largest step comes first, for its memory, and is not counted: it also pays for what the first one of
     all pays. Of steps that are over at once several are counted.
     """
-    examples = data[0]
     model = trainee.model
     with trainee.alone():
         optimizer = make_optimizer(model, config)
@@ -104,16 +123,31 @@ def _rate(trainee: Trainee, task: Task, data: Data, config: RunConfig, processes
 
 
 def _time_evaluation(
-    trainee: Trainee, task: Task, held_out: Sequence[Any], micro: int, processes: Processes
+    trainee: Trainee, task: Task, examples: Sequence[Any], micro: int, processes: Processes
 ) -> float:
-    if not len(held_out):
+    """Return the seconds of an evaluation on the examples, told from some of them."""
+    if not len(examples):
         return 0.0
-    some = [held_out[index] for index in range(0, len(held_out), max(1, len(held_out) // _EVALUATED))]
     with trainee.alone():
-        evaluate(trainee.model, task, some[:micro], micro, processes)
+
+        def of(count: int) -> float:
+            some = [examples[index] for index in range(0, len(examples), max(1, len(examples) // count))]
+            began = time.perf_counter()
+            evaluate(trainee.model, task, some, micro, processes)
+            return (time.perf_counter() - began) / len(some)
+
+        each = of(micro)
+        count = processes.of_first(lambda: min(_EVALUATED, int(_SECONDS / each)))
+        return (of(count) if count > micro else each) * len(examples)
+
+
+def _time_sampling(trainee: Trainee, material: Material) -> float:
+    if material.sample is None:
+        return 0.0
+    with trainee.alone():
         began = time.perf_counter()
-        evaluate(trainee.model, task, some, micro, processes)
-    return (time.perf_counter() - began) * len(held_out) / len(some)
+        material.sample()
+    return time.perf_counter() - began
 
 
 def _reset_peak() -> None:

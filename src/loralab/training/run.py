@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from loralab.training.forecast import Forecast
 from loralab.training.habits import habits_of
 from loralab.training.loop import Course, Plan, evaluate, plan, train
 from loralab.training.optimizers import make_optimizer
-from loralab.training.probe import Probe, probe
+from loralab.training.probe import Material, Probe, probe
 from loralab.training.record import Recorder, peak_memory
 from loralab.training.report.measuring import General, Measuring, read_effect
 from loralab.training.samples import Sampler
@@ -146,11 +146,7 @@ class Run:
     def _train(self) -> Generator[Event, None, None]:
         course = self.course()
         try:
-            yield self.started(course.progress)
-            if not course.progress.step:
-                with self.trainee.alone(), self.trainee.without():
-                    samples = list(course.sample(0))
-                yield from samples
+            yield from self.begin(course)
             with closing(train(course)) as events:
                 yield from events
         except GeneratorExit:
@@ -193,9 +189,14 @@ class Run:
             self.trainee, self.task, self.examples, self.config, optimizer, progress, save, wishes
         )
         course.processes = processes
-        if self.sampler is not None and (processes.first or processes.in_step):
-            course.sample = self.sampler.at
+        if self._own_sampler is not None:
+            course.sample = self._own_sampler.at
         return course
+
+    @property
+    def _own_sampler(self) -> Sampler | None:
+        """What answers the prompts in this process: the first does, and those that go in step with it."""
+        return self.sampler if self.processes.first or self.processes.in_step else None
 
     def _measure_the_base(self) -> float | None:
         """Return the base's validation loss, and keep what it makes of general text for the report."""
@@ -241,12 +242,21 @@ class Run:
 
     def probe(self) -> Probe:
         """Return what two steps tell of the run's time and memory; they leave no trace."""
-        return probe(self.trainee, self.task, self.examples, self.config, self.processes)
+        examples, held_out = self.examples
+        general = self._measuring.general.examples if self._measuring is not None else ()
+        sampler = self._own_sampler
+        sample = None if sampler is None else partial(sampler.at, 0)
+        material = Material(examples, held_out, general, sample)
+        return probe(self.trainee, self.task, material, self.config, self.processes)
 
-    def started(self, progress: Progress) -> Started:
-        """Return the run's first event."""
-        steps, examples = self.plan.steps, len(self.data.examples)
-        return Started(progress.step, steps, examples, *self.parameters, self.task.isolation)
+    def begin(self, course: Course) -> Iterator[Event]:
+        """Yield the run's first events: that it begins, and how the base alone answers its prompts."""
+        steps, examples, step = self.plan.steps, len(self.data.examples), course.progress.step
+        yield Started(step, steps, examples, *self.parameters, self.task.isolation)
+        if not step:
+            with self.trainee.alone(), self.trainee.without():
+                samples = list(course.sample(0))
+            yield from samples
 
     def finish(self, progress: Progress) -> Finished:
         """Write the adapter of the best step, or the last, and return the run's last event.

@@ -3,7 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Smoothed", "smooth"]
+__all__ = ["SETTLED", "Smoothed", "smooth"]
+
+SETTLED = 10
+"""Before so many steps the smoothed loss is too much of a few batches to end a run by."""
 
 _KEPT = 0.9
 

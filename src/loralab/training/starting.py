@@ -30,7 +30,7 @@ from loralab.training.sharding import check_shard, split_base
 from loralab.training.trainee import make_trainees
 from loralab.training.unchanged import check_unchanged, settings_to_keep
 
-__all__ = ["assemble", "make_folders", "named", "ready", "resume", "start"]
+__all__ = ["assemble", "make_folders", "named", "plan_of", "ready", "resume", "start"]
 
 
 def start(config: RunConfig, *, overwrite: bool = False, fitted: bool = False) -> Run:
@@ -194,7 +194,7 @@ def _make_folder(run: Run, *, overwrite: bool) -> None:
         try:
             with new_folder(run.folder.path, replace=replace) as temporary:
                 write_text(temporary / "config.toml", run.config.to_toml())
-                write_json(temporary / "plan.json", _plan_of(run))
+                write_json(temporary / "plan.json", plan_of(run))
                 RunFolder(temporary).write_lines("rejected.jsonl", rejected)
                 run.made = temporary.stat()
         except FileExistsError:
@@ -202,7 +202,8 @@ def _make_folder(run: Run, *, overwrite: bool) -> None:
             raise ConfigError(f"{run.folder.path} is in the way; choose another --name or --runs.") from None
 
 
-def _plan_of(run: Run) -> dict[str, object]:
+def plan_of(run: Run) -> dict[str, object]:
+    """Return what ``plan.json`` says of a run: what was worked out before it begins."""
     trainable, total = run.parameters
     return {
         **dataclasses.asdict(run.plan),

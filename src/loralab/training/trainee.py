@@ -18,7 +18,7 @@ from loralab.core.inits import changes_base
 from loralab.errors import CheckpointError, ConfigError, TrainingError
 from loralab.models import BaseModel
 from loralab.models.quiet import quiet
-from loralab.training.adapting import adapter_config
+from loralab.training.adapting import adapter_config, soften_start
 from loralab.training.config import RunConfig
 
 __all__ = ["AdapterTrainee", "FullTrainee", "Trainee", "make_trainees"]
@@ -196,6 +196,8 @@ def make_trainees(configs: Sequence[RunConfig], base: BaseModel) -> list[Trainee
         trainees.append(AdapterTrainee(model, name))
         if config.from_adapter is not None:
             trainees[-1].read(find_adapter(config.from_adapter, config.runs))
+        elif config.init in ("kaiming", "gaussian"):
+            soften_start(model.base_model, name)
         if len(configs) > 1 and trainees[-1].changes_base:
             raise ConfigError(
                 f"init {config.init} changes the base, which runs that train together share; take another."

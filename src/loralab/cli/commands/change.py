@@ -30,7 +30,7 @@ def command(
     runs
         Folder that holds the runs.
     """
-    from loralab.cli.asking import ask, asked
+    from loralab.cli.asking import ask, asked, smoothed
 
     if not save and stop_at_loss is None:
         raise ConfigError("nothing to change was named; give --save or --stop-at-loss.")
@@ -38,10 +38,10 @@ def command(
         raise ConfigError(f"stop_at_loss is {stop_at_loss}; expected a loss above 0.")
     wishes: dict[str, object] = {}
     said = []
-    if stop_at_loss is not None:
-        wishes["stop_at_loss"] = stop_at_loss
-        said.append(f"ends at a smoothed loss of {stop_at_loss:g}")
     if save:
         wishes["saves"] = asked(name, runs).saves + 1
         said.append("saves after this step")
+    if stop_at_loss is not None:
+        wishes["stop_at_loss"] = stop_at_loss
+        said.append(f"ends at a smoothed loss of {stop_at_loss:g}{smoothed(name, runs, stop_at_loss)}")
     ask(name, runs, Screen(output), " and ".join(said), **wishes)

@@ -10,7 +10,7 @@ from pydantic import Field, create_model
 from loralab.cli.output import Output, Screen
 from loralab.cli.settings import Origin
 from loralab.errors import ConfigError
-from loralab.training.config import RunConfig, read_toml
+from loralab.training.config import RunConfig, layered, read_toml
 from loralab.training.sweep.opening import How, open_sweep
 from loralab.training.sweep.space import read_space
 
@@ -58,7 +58,9 @@ def command(
     if origin.like is not None:
         from loralab.training.likeness import settings_of
 
-        values = settings_of(origin.like, given.get("runs", values.get("runs", "runs"))) | values
+        runs = given.get("runs", values.get("runs", "runs"))
+        full = given.get("full", values.get("full")) in (True, "true")
+        values = layered(settings_of(origin.like, runs, full=full), values)
     name = given.pop("name", "") or (f"{values['name']}-sweep" if values.get("name") else "")
     space = read_space({**values, "name": name}, given)
     opened = open_sweep(space, name, How(trials, together, keep_all, overwrite))

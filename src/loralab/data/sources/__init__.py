@@ -12,6 +12,7 @@ Data that is no single file has in place of `SUFFIXES`:
 - `unread(path)`: the names of what lies beside them and is left alone.
 """
 
+import difflib
 import importlib
 import os
 import pkgutil
@@ -24,6 +25,9 @@ from loralab.data.fields import Row, quoted
 from loralab.errors import ConfigError, DataError, did_you_mean
 
 __all__ = ["Kind", "find", "get", "names", "read_rows"]
+
+_NEAR = 0.75
+"""How alike the names of two files are before one is offered for the other, of 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ def find(path: Path) -> Kind:
         whole = "; ".join(kind.what for kind in known if not kind.suffixes)
         raise DataError(f"{path}: this is a folder; name a file in it. Read as a whole: {whole}.")
     if not exists:
-        raise DataError(f"{path}: no such file.{did_you_mean(path.name, _siblings(path))}")
+        raise DataError(f"{path}: no such file.{did_you_mean(path.name, _alike(path))}")
     suffixes = ", ".join(_suffixes(known))
     raise DataError(f"{path}: files that end in '{path.suffix}' cannot be read; convert it to {suffixes}.")
 
@@ -108,5 +112,8 @@ def _suffixes(kinds: list[Kind]) -> list[str]:
     return [suffix for kind in kinds for suffix in kind.suffixes]
 
 
-def _siblings(path: Path) -> list[str]:
-    return [entry.name for entry in path.parent.iterdir()] if os.path.isdir(path.parent) else []
+def _alike(path: Path) -> list[str]:
+    """Return what lies there under a name like the path's; that both end in .jsonl makes no two alike."""
+    beside = [entry.name for entry in path.parent.iterdir()] if os.path.isdir(path.parent) else []
+    stems = difflib.get_close_matches(path.stem, {Path(name).stem for name in beside}, cutoff=_NEAR)
+    return [name for name in beside if Path(name).stem in stems]

@@ -16,8 +16,9 @@ class AdapterSettings(Section):
     """Numerator of the adapter's scale, lora_alpha / r."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability with which an input number of the adapter is zeroed in training."""
-    target_modules: str = "all-linear"
-    """all-linear, attention, feed-forward, embeddings, module names, with commas between, or one regex."""
+    target_modules: str | None = None
+    """all-linear, attention, feed-forward, embeddings, module names, with commas between, or one regex. Left
+    out: all-linear, and embeddings too where the vocabulary has no more than 4,096 tokens."""
     last_layers: int | None = Field(default=None, ge=1)
     """Adapt the last so many layers only: faster, as nothing below them is computed backward."""
     modules_to_save: str = ""
@@ -27,8 +28,8 @@ class AdapterSettings(Section):
     use_dora: bool = False
     """Train magnitudes and directions apart (DoRA, arXiv:2402.09353): better at low ranks, slower."""
     init: Literal["gaussian", "kaiming", "pissa", "olora", "orthogonal"] = "kaiming"
-    """How A begins: kaiming (PEFT's default) or gaussian; pissa and olora begin with parts of the base's own
-    weights."""
+    """How A and B begin: A kaiming (PEFT's default) or gaussian, and B zero; orthogonal draws both so that
+    their product is zero, for an even r; pissa and olora take parts of the base's own weights."""
     from_adapter: str | None = None
     """Go on from this adapter: a folder, a run's name or a hub id. Rank and targets are its own."""
     full: bool = False

@@ -33,8 +33,9 @@ class ReadingSettings(Section):
     columns: str = ""
     """Names for columns, where the data has others: "prompt=question, completion=answer"."""
     template: str = "auto"
-    """Chat template: auto (the tokenizer's own, else the format's), plain, alpaca, chatml, vicuna, llama-3,
-    mistral, phi, gemma, qwen, or a .jinja file."""
+    """Chat template: auto (the tokenizer's own, else the format's), tokenizer (its own, or an error), bare
+    (the texts as they stand), plain (a line each), alpaca, chatml, vicuna, llama-3, mistral, phi, gemma,
+    qwen, or a .jinja file."""
     train_on: Literal["answers", "last-answer"] = "answers"
     """Conversations: train on every answer of the assistant, or on the last one alone."""
     cutoff_length: int | None = Field(default=None, ge=2)

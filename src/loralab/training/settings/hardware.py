@@ -18,7 +18,8 @@ class HardwareSettings(Section):
     """Compute layers again in the backward pass, not keep what they made: less memory, more time. Left out:
     as few layers as the forecast of memory asks for."""
     max_memory: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Gigabytes that training may take above the loaded base. Left out: what is free."""
+    """Gigabytes that training may take above the loaded base. By it --fit chooses, and without --fit how many
+    layers are computed again is chosen where activation_checkpointing is left out. Left out: what is free."""
     compile: bool = False
     """Compile the model's layers, which takes a minute and pays on some hardware in long runs."""
     shard: bool = False

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from loralab.errors import ConfigError
-from loralab.training.config import RunConfig, check
+from loralab.training.config import RunConfig, check, layered
 from loralab.training.settings.adapter import AdapterSettings
 from loralab.training.settings.data import DataSettings
 from loralab.training.settings.hardware import HardwareSettings
@@ -200,13 +200,16 @@ def read_space(settings: Mapping[str, Any], flags: Mapping[str, str]) -> Space:
             faults.append(str(error))
             continue
         if not isinstance(found, Choices | Range):
-            fixed[name] = found
+            fixed = layered(fixed, {name: found})
             continue
         reason = why_fixed(name, own_eval_data=own_eval_data)
         if reason:
             faults.append(f"{name} cannot be swept ({text}): {reason}")
-        fixed.pop(name, None)
+        fixed = layered(fixed, {name: found})
+        del fixed[name]
         dimensions.append(found)
+    if {"epochs", "max_steps"} <= flags.keys():
+        faults.append("--epochs and --max-steps both say how long a run is; give one of them")
     if faults:
         raise ConfigError("; ".join(faults) + ".")
     if not dimensions:
