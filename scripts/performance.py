@@ -107,6 +107,60 @@ def planning(values: dict[str, Any]) -> Lines:
     return lines
 
 
+def serving(values: dict[str, Any]) -> Lines:
+    lines = heading(["base", "case", "tokens a second", "of the base's", "spread"])
+    for shape, found in values["results"].items():
+        rows = [
+            [name, f"{row['tokens_a_second']:.0f}", f"{row['R']:.2f}", f"{row['spread']:.2f}"]
+            for name, row in found["rates"].items()
+            if "tokens_a_second" in row
+        ]
+        base = found["rates"]["base"]["tokens_a_second"]
+        for name, row in found["peft"].items():
+            rate = row["tokens_a_second"]
+            rows.append([f"PEFT, 8 adapters, {name}", f"{rate:.0f}", f"{rate / base:.2f}", ""])
+        lines += [line([shape if not number else "", *row]) for number, row in enumerate(rows)]
+    lines += [
+        "",
+        *heading(
+            ["base", "first token: on disk", "in memory", "in a slot", "12 on 8 slots: p99 over median"]
+        ),
+    ]
+    for shape, found in values["results"].items():
+        seconds = [
+            duration(found["first_token_seconds"][where]) for where in ("on disk", "in memory", "in a slot")
+        ]
+        lines.append(line([shape, *seconds, f"{found['more_adapters_than_slots']['ratio']:.2f}"]))
+    return lines
+
+
+def switching(values: dict[str, Any]) -> Lines:
+    header = [
+        "base",
+        "modules",
+        "switch, median",
+        "99th percentile",
+        "PEFT, merge and unmerge",
+        "times as long",
+    ]
+    lines = heading([*header, "building, over copying", "weights that differ", "PEFT's"])
+    for shape, found in values["results"].items():
+        times, theirs = found["switching"], found["peft"]
+        row = [
+            shape,
+            str(times["modules"]),
+            duration(1e-6 * times["p50_us"]),
+            duration(1e-6 * times["p99_us"]),
+        ]
+        row += [
+            duration(theirs["merge_seconds"] + theirs["unmerge_seconds"]),
+            f"{found['times_as_fast']:,.0f}",
+        ]
+        row += [f"{found['building']['ratio']:.2f}", str(found["differing_weights"])]
+        lines.append(line([*row, f"{theirs['differing_weights']:,}"]))
+    return lines
+
+
 def duration(seconds: float) -> str:
     if seconds >= 1:
         return f"{seconds:.2f} s"
@@ -151,6 +205,21 @@ The most that was resident above the weights in three training steps, each conte
 Time and memory that `loralab plan` told after its probe, and what the run took. The time is that of the run
 without loading, the memory the most that the process had resident.""",
         planning,
+    ),
+    "serve": (
+        "Serving many adapters",
+        """\
+32 streams write on one base in bfloat16, with adapters of rank 16 on all linear layers: tokens a second, and
+their share of the base's without any adapter. One adapter is merged while it is alone, or mixed with the
+base; 8 and 32 share a batch. By a power law, some adapters are asked for often and most seldom.""",
+        serving,
+    ),
+    "switch": (
+        "Switching a model",
+        """\
+Showing a base with another adapter's weights, merged before, against PEFT's `merge_adapter` and
+`unmerge_adapter`; and how many numbers of the base are not what they were, afterwards.""",
+        switching,
     ),
     "input": ("Reading data", "From a file to batches.", races),
     "many": ("Many adapters at once", "Adapters trained together, and one after another.", races),

@@ -112,6 +112,21 @@ def test_many_adapters_together_against_one_after_another(quick: Any) -> None:
         assert together["error"] == pytest.approx(alone["error"], rel=1e-3)
 
 
+def test_switching_against_peft() -> None:
+    (found,) = alone("switch")["results"].values()
+    assert found["differing_weights"] == 0 < found["peft"]["differing_weights"]
+    assert found["switching"]["p50_us"] <= found["switching"]["p99_us"]
+
+
+@pytest.mark.slow
+def test_serving_against_the_base_and_peft() -> None:
+    (found,) = alone("serve")["results"].values()
+    assert found["rates"]["base"]["R"] == 1
+    assert {"1 merged", "1 mixed", "8 mixed", "32 mixed", "40 over 32 slots"} < found["rates"].keys()
+    assert found["peft"].keys() == {"mixed", "switching"}
+    assert found["first_token_seconds"].keys() == {"on disk", "in memory", "in a slot"}
+
+
 def test_the_input_pipeline_against_trl() -> None:
     values = alone("input")
     assert values["tokens"]["loralab"] == values["tokens"]["trl"] > values["rows"] == 48
