@@ -65,7 +65,7 @@ class Size:
 
 
 FULL = Size(SHAPES)
-QUICK = Size({"tiny": TINY}, tokens=4, rounds=2, requests=12, many=40, sets=8, streams=8)
+QUICK = Size({"tiny": TINY}, tokens=3, rounds=2, requests=6, many=40, sets=4, streams=4)
 
 
 def random_parts(engine: Engine, seed: int) -> dict[str, Part]:

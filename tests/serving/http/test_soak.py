@@ -8,7 +8,7 @@ import pytest
 
 from loralab.serving.engine import EngineSettings
 
-ADAPTERS, REQUESTS, ROUNDS = 64, 1000, 3
+ADAPTERS, REQUESTS, ROUNDS = 64, 1000, 2
 SETTINGS = EngineSettings(backend="continuous", cache_tokens=16384, slots=16)
 
 
@@ -76,4 +76,4 @@ def test_a_thousand_requests_at_once(shop, serve, tmp_path):
         assert (stats.disk_reads, stats.evictions) == (ADAPTERS, 0)
         assert not server.engine.desk.answers()
         assert not any(held.uses for held in server.engine.cache.held())
-        assert memory[-1] - memory[1] < 24, f"MiB after each round: {memory}"
+        assert memory[-1] - memory[0] < 24, f"MiB after each round: {memory}"

@@ -130,8 +130,9 @@ def _folders(name: str, runs: str) -> list[tuple[str, Path]]:
         found = list(Roots([Path(name)]).names().items())
         if found:
             return found
-    folder = find_adapter(name, runs).resolve()
-    return [(folder.parent.name if folder.name == "adapter" else folder.name, folder)]
+    folder = find_adapter(name, runs)
+    real = folder.resolve()
+    return [(real.parent.name if real.name == "adapter" else real.name, folder)]
 
 
 def show_vllm(screen: Screen, model: str, served: list["Served"], slots: int | None) -> None:
