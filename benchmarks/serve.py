@@ -56,7 +56,7 @@ class Size:
 
     shapes: dict[str, Shape]
     tokens: int = 32
-    rounds: int = 5
+    rounds: int = 3
     requests: int = 96
     many: int = 2000
     sets: int = 64
